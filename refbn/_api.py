@@ -1,0 +1,632 @@
+"""The public passes. Each is four visible steps: validate, view, run one kernel, return a frozen result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refbn import _geometry, _validate, backends
+from refbn._types import Array, DoubleBackward, Forward, Gradients, Hessian, Jacobian, Saved, SecondOrder
+from refbn.backends._contract import Backend
+
+__all__ = [
+    "backward",
+    "double_backward",
+    "forward",
+    "hessian",
+    "hvp",
+    "inference",
+    "jacobian",
+    "jvp",
+    "taylor",
+]
+
+
+def forward(
+    x: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    backend: str | None = None,
+    dtype: npt.DTypeLike | None = None,
+    out: Array | Mapping[str, Array] | None = None,
+) -> Forward:
+    """Normalize each channel of x by its own statistics: y = gamma·(x−μ)/√(v+ε) + beta.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, …)
+        At least two axes, float16, bfloat16, float32 or float64, any strides; an ndarray or anything that
+        exports DLPack from the CPU or speaks NumPy's array protocol. Not copied.
+    gamma, beta : array, shape (C,), optional
+        Scale and shift, of any of the four formats. Ones and zeros by default.
+    eps : float
+        ε >= 0, taken as exactly this number.
+    channel_axis : int
+        The axis of the C channels; the statistics run over all others.
+    backend : {"native", "numba", "reference", "exact"}, optional
+        Who computes. The first that is available by default; one that is named and missing is an error.
+    dtype : dtype, optional
+        The results' format; x's own by default.
+    out : ndarray or mapping, optional
+        Where to write y, or any of ``{"y": …, "mean": …, "var": …, "invstd": …}``.
+
+    Returns
+    -------
+    Forward
+        y in x's shape and memory order; mean, var (biased) and invstd of shape (C,); and `Saved`.
+
+    Raises
+    ------
+    RefbnError
+        Of the kind and with the label of the constraint that is broken (C1 … C15, `docs/constraints.md`).
+        Nothing is written then.
+
+    Notes
+    -----
+    ``exact`` rounds the exact real result once. The other backends stay within the bound of
+    `refbn.reference.bounds` before they round once. A channel with an infinity or NaN is NaN in every output
+    that contains it, and so is x̂ where v + ε = 0; a result beyond the format is ±inf. Derivation:
+    `refbn.reference.forward`.
+
+    Examples
+    --------
+    >>> import numpy as np, refbn
+    >>> fwd = refbn.forward(np.array([[1.0, 5.0], [3.0, 5.0]]), eps=0.0, channel_axis=1, beta=np.array([0.0, 7.0]))
+    >>> fwd.mean
+    array([2., 5.])
+    >>> fwd.var
+    array([1., 0.])
+    """
+    x, axis = _validate.input_tensor(x, channel_axis)
+    _validate.filled(x.shape, axis)
+    eps = _validate.epsilon(eps)
+    dtype = _validate.result_dtype(dtype, x.dtype.newbyteorder("="))
+    geometry = _geometry.batch_norm(x.shape, axis)
+    gamma, beta = _affine(gamma, beta, geometry, axis, dtype)
+    name, kernels = _backend(backend)
+    results = _Results(out, "y", (x, gamma, beta), y=_like(x, dtype), **_statistics(geometry, dtype))
+
+    x = _geometry.native(x)
+    view, y = geometry.canonical(x, results["y"])
+    state = kernels.forward(
+        view, gamma, beta, eps, y=y, mean=results["mean"], var=results["var"], invstd=results["invstd"]
+    )
+    saved = Saved(x, gamma, beta, None, None, eps, False, dtype, geometry, name, state)
+    return Forward(**results.arrays, saved=saved)
+
+
+def inference(
+    x: Any,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    backend: str | None = None,
+    dtype: npt.DTypeLike | None = None,
+    out: Array | Mapping[str, Array] | None = None,
+) -> Forward:
+    """Normalize x by statistics that are given: y = gamma·(x−mean)/√(var+ε) + beta.
+
+    Parameters
+    ----------
+    x, gamma, beta, eps, channel_axis, backend, dtype
+        As for `forward`. x may be empty here.
+    mean, var : array, shape (C,)
+        The statistics, independent inputs of the function; var >= 0.
+    out : ndarray or mapping, optional
+        Where to write y, or any of ``{"y": …, "invstd": …}``.
+
+    Returns
+    -------
+    Forward
+        y and invstd computed, mean and var as they were given.
+
+    Raises
+    ------
+    RefbnError
+        As for `forward`, and C7 for a negative variance.
+
+    Notes
+    -----
+    An infinite or NaN element of x concerns its own y alone. Derivation: `refbn.reference.inference`.
+    """
+    x, axis = _validate.input_tensor(x, channel_axis)
+    eps = _validate.epsilon(eps)
+    dtype = _validate.result_dtype(dtype, x.dtype.newbyteorder("="))
+    geometry = _geometry.batch_norm(x.shape, axis)
+    mean = _vector(mean, "mean", geometry, axis)
+    var = _vector(var, "var", geometry, axis)
+    _validate.frozen_variance(var)
+    gamma, beta = _affine(gamma, beta, geometry, axis, dtype)
+    name, kernels = _backend(backend)
+    invstd = np.empty(geometry.affine_shape, dtype)
+    results = _Results(out, "y", (x, mean, var, gamma, beta), y=_like(x, dtype), invstd=invstd)
+
+    x = _geometry.native(x)
+    view, y = geometry.canonical(x, results["y"])
+    state = kernels.inference(view, mean, var, gamma, beta, eps, y=y, invstd=results["invstd"])
+    saved = Saved(x, gamma, beta, mean, var, eps, True, dtype, geometry, name, state)
+    return Forward(**results.arrays, mean=mean, var=var, saved=saved)
+
+
+def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -> Gradients:
+    """Pull a cotangent of y back to the inputs of the forward that made ``saved``.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+    dy : array, x's shape
+        The cotangent (upstream gradient) of y.
+    out : mapping, optional
+        Where to write any of ``{"dx": …, "dgamma": …, "dbeta": …}`` (``dmean``, ``dvar`` too after `inference`).
+
+    Returns
+    -------
+    Gradients
+        dx in x's shape and the dtype of the forward; dgamma, dbeta (dmean, dvar) in the parameters' own.
+
+    Raises
+    ------
+    RefbnError
+        C1, C4, C8, C10 … C13.
+
+    Notes
+    -----
+    ``dx = γ·r·P dy, dγ = Σ dy·x̂, dβ = Σ dy`` with ``P u = u − mean(u) − x̂·mean(x̂·u)``; derivation and error bound:
+    `refbn.reference.backward`. With frozen statistics ``dx = γ·r·dy``: `refbn.reference.inference_backward`.
+    """
+    saved = _validate.saved(saved)
+    dy = _validate.tensor(dy, "dy", saved.x.shape)
+    results = _Results(out, None, _inputs(saved, dy), **_gradients(saved))
+
+    kernels = backends.load(saved.backend)
+    x, dy, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), results["dx"])
+    kernel = kernels.inference_backward if saved.frozen else kernels.backward
+    kernel(saved.state, x, saved.gamma, dy, **results.but(dx=dx))
+    return Gradients(**results.arrays)
+
+
+def jvp(
+    saved: Saved,
+    x_dot: Any = None,
+    gamma_dot: Any = None,
+    beta_dot: Any = None,
+    *,
+    mean_dot: Any = None,
+    var_dot: Any = None,
+    out: Array | None = None,
+) -> Array:
+    """Push a tangent of the inputs forward to y.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+    x_dot : array, x's shape, optional
+        Tangent of x; what is left out does not move.
+    gamma_dot, beta_dot : array, shape (C,), optional
+        Tangents of the parameters.
+    mean_dot, var_dot : array, shape (C,), optional
+        Tangents of frozen statistics; only after `inference`.
+    out : ndarray, optional
+        Where to write the result.
+
+    Returns
+    -------
+    ndarray
+        y_dot, in x's shape and the dtype of the forward.
+
+    Raises
+    ------
+    RefbnError
+        C1, C3, C4, C8 … C13.
+
+    Notes
+    -----
+    ``ẏ = γ·r·Pẋ + γ̇·x̂ + β̇``; derivation and error bound: `refbn.reference.jvp`.
+    """
+    saved = _validate.saved(saved)
+    x_dot, gamma_dot, beta_dot, *rest = _directions(
+        saved, x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot, mean_dot=mean_dot, var_dot=var_dot
+    )
+    results = _Results(
+        out, "y_dot", _inputs(saved, x_dot, gamma_dot, beta_dot, *rest), y_dot=_like(saved.x, saved.dtype)
+    )
+
+    kernels = backends.load(saved.backend)
+    x, x_dot, y_dot = saved.geometry.canonical(saved.x, x_dot, results["y_dot"])
+    if saved.frozen:
+        mean_dot, var_dot = rest
+        kernels.inference_jvp(saved.state, x, saved.gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot=y_dot)
+    else:
+        kernels.jvp(saved.state, x, saved.gamma, x_dot, gamma_dot, beta_dot, y_dot=y_dot)
+    return results["y_dot"]
+
+
+def double_backward(
+    saved: Saved,
+    dy: Any,
+    ddx: Any = None,
+    ddgamma: Any = None,
+    ddbeta: Any = None,
+    *,
+    ddmean: Any = None,
+    ddvar: Any = None,
+    out: Mapping[str, Array] | None = None,
+) -> DoubleBackward:
+    """Pull cotangents of `backward`'s results back to its inputs dy, x and gamma.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+    dy : array, x's shape
+        As `backward` got it.
+    ddx : array, x's shape, optional
+        Cotangent of dx; what is left out is zero.
+    ddgamma, ddbeta : array, shape (C,), optional
+        Cotangents of dgamma and dbeta.
+    ddmean, ddvar : array, shape (C,), optional
+        Cotangents of dmean and dvar; only after `inference`.
+    out : mapping, optional
+        Where to write any of ``{"ddy": …, "dx": …, "dgamma": …}`` (``dmean``, ``dvar`` too after `inference`).
+
+    Returns
+    -------
+    DoubleBackward
+        ddy, dx in x's shape and the dtype of the forward; dgamma (dmean, dvar) in the parameters' own.
+
+    Raises
+    ------
+    RefbnError
+        C1, C3, C4, C8 … C13.
+
+    Notes
+    -----
+    Derivation and error bound: `refbn.reference.double_backward`.
+    """
+    saved = _validate.saved(saved)
+    dy = _validate.tensor(dy, "dy", saved.x.shape)
+    ddx, ddgamma, ddbeta, *rest = _directions(
+        saved, ddx=ddx, ddgamma=ddgamma, ddbeta=ddbeta, ddmean=ddmean, ddvar=ddvar
+    )
+    wanted = _gradients(saved)
+    del wanted["dbeta"]  # backward does not depend on beta
+    results = _Results(
+        out, None, _inputs(saved, dy, ddx, ddgamma, ddbeta, *rest), ddy=_like(saved.x, saved.dtype), **wanted
+    )
+
+    kernels = backends.load(saved.backend)
+    x, dy, ddx, ddy, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), ddx, results["ddy"], results["dx"])
+    written = results.but(ddy=ddy, dx=dx)
+    if saved.frozen:
+        ddmean, ddvar = rest
+        kernels.inference_double_backward(
+            saved.state, x, saved.gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta, **written
+        )
+    else:
+        kernels.double_backward(saved.state, x, saved.gamma, dy, ddx, ddgamma, ddbeta, **written)
+    return DoubleBackward(**results.arrays)
+
+
+def hvp(
+    saved: Saved,
+    dy: Any,
+    x_dot: Any = None,
+    gamma_dot: Any = None,
+    beta_dot: Any = None,
+    *,
+    mean_dot: Any = None,
+    var_dot: Any = None,
+    out: Mapping[str, Array] | None = None,
+) -> SecondOrder:
+    """Differentiate `backward` along a direction of the inputs, dy held fixed.
+
+    That is the Hessian of ⟨dy, y⟩ times the direction. If dy itself moves along dy_dot, add
+    ``backward(saved, dy_dot)``.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+    dy : array, x's shape
+        As `backward` got it.
+    x_dot : array, x's shape, optional
+        Direction of x; what is left out does not move.
+    gamma_dot, beta_dot : array, shape (C,), optional
+        Directions of the parameters (nothing depends on beta_dot, it is taken for symmetry with `jvp`).
+    mean_dot, var_dot : array, shape (C,), optional
+        Directions of frozen statistics; only after `inference`.
+    out : mapping, optional
+        As for `backward`.
+
+    Returns
+    -------
+    SecondOrder
+        The directional derivatives of dx, dgamma, dbeta (dmean, dvar); dbeta is zero.
+
+    Raises
+    ------
+    RefbnError
+        C1, C3, C4, C8 … C13.
+
+    Notes
+    -----
+    Derivation and error bound: `refbn.reference.hvp`.
+    """
+    saved = _validate.saved(saved)
+    dy = _validate.tensor(dy, "dy", saved.x.shape)
+    x_dot, gamma_dot, beta_dot, *rest = _directions(
+        saved, x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot, mean_dot=mean_dot, var_dot=var_dot
+    )
+    results = _Results(out, None, _inputs(saved, dy, x_dot, gamma_dot, beta_dot, *rest), **_gradients(saved))
+
+    kernels = backends.load(saved.backend)
+    x, dy, x_dot, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), x_dot, results["dx"])
+    written = results.but(dx=dx)
+    if saved.frozen:
+        mean_dot, var_dot = rest
+        kernels.inference_hvp(saved.state, x, saved.gamma, dy, x_dot, mean_dot, var_dot, gamma_dot, **written)
+    else:
+        kernels.hvp(saved.state, x, saved.gamma, dy, x_dot, gamma_dot, **written)
+    return SecondOrder(**results.arrays)
+
+
+def taylor(
+    x_series: Sequence[Any] | Array,
+    gamma_series: Sequence[Any] | Array | None = None,
+    beta_series: Sequence[Any] | Array | None = None,
+    *,
+    eps: float = 1e-5,
+    channel_axis: int = 1,
+    backend: str | None = "exact",
+) -> Array:
+    """Push truncated Taylor series in t through the forward pass, to any order.
+
+    Parameters
+    ----------
+    x_series : sequence of K+1 arrays of one shape (N, C, …)
+        Coefficients of x(t) = Σ x_k t^k (coefficients, not derivatives: no factorials).
+    gamma_series, beta_series : sequence of arrays of shape (C,), optional
+        Coefficients of the parameters; missing orders are zero, and beyond K they are not used.
+    eps, channel_axis
+        As for `forward`.
+    backend : {"exact", "reference"}, optional
+        Correctly rounded (the default), or in plain binary64.
+
+    Returns
+    -------
+    ndarray, shape (K+1, *x.shape)
+        Coefficients of y(t), in the dtype of ``x_series[0]``.
+
+    Raises
+    ------
+    RefbnError
+        C1 … C6, C14, C19.
+
+    Notes
+    -----
+    The recurrences: `refbn.reference.taylor`. Order 1 is `jvp`.
+    """
+    coefficients = _validate.series(x_series, "x_series")
+    x0, axis = _validate.input_tensor(coefficients[0], channel_axis, "x_series[0]")
+    xs = [x0, *(_validate.tensor(c, f"x_series[{k}]", x0.shape) for k, c in enumerate(coefficients[1:], 1))]
+    _validate.filled(x0.shape, axis, "x_series")
+    eps = _validate.epsilon(eps)
+    geometry = _geometry.batch_norm(x0.shape, axis)
+    dtype = x0.dtype.newbyteorder("=")
+    gammas = _vector_series(gamma_series, "gamma_series", 1, len(xs), geometry, axis, dtype)
+    betas = _vector_series(beta_series, "beta_series", 0, len(xs), geometry, axis, dtype)
+    _, kernels = _backend(backend, "taylor")
+
+    ys = np.empty((len(xs), *x0.shape), dtype)
+    views = geometry.canonical(*map(_geometry.native, xs), *ys)
+    kernels.taylor(views[: len(xs)], gammas, betas, eps, y=views[len(xs) :])
+    return ys
+
+
+def jacobian(saved: Saved) -> Jacobian:
+    """Return the dense first derivatives of y, for small inputs.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+
+    Returns
+    -------
+    Jacobian
+        dy_dx of shape (*x.shape, *x.shape), dy_dgamma and dy_dbeta of shape (*x.shape, C), in the dtype of the
+        forward. Column by column they are `jvp` along the unit vectors; different channels do not interact.
+
+    Raises
+    ------
+    RefbnError
+        C8, C20.
+    """
+    saved = _validate.saved(saved)
+    shape, channels = saved.x.shape, saved.geometry.affine_shape
+    _validate.dense(max(saved.x.size**2, saved.x.size * channels[0]), "saved")
+    ones = np.ones(channels, saved.dtype)
+    dy_dx = np.zeros((*shape, *shape), saved.dtype)
+    for column, unit in _units(saved):
+        _scatter(dy_dx, saved, column, jvp(saved, x_dot=unit))
+    return Jacobian(
+        dy_dx, _by_channel(saved, jvp(saved, gamma_dot=ones)), _by_channel(saved, jvp(saved, beta_dot=ones))
+    )
+
+
+def hessian(saved: Saved, dy: Any) -> Hessian:
+    """Return the dense second derivatives of ⟨dy, y⟩, for small inputs.
+
+    Parameters
+    ----------
+    saved : Saved
+        Of `forward` or `inference`.
+    dy : array, x's shape
+        The weights of y.
+
+    Returns
+    -------
+    Hessian
+        dx_dx of shape (*x.shape, *x.shape) and dx_dgamma of shape (*x.shape, C); all other blocks are zero. Column
+        by column they are `hvp` along the unit vectors.
+
+    Raises
+    ------
+    RefbnError
+        C1, C4, C8, C20.
+    """
+    saved = _validate.saved(saved)
+    dy = _validate.tensor(dy, "dy", saved.x.shape)
+    shape, channels = saved.x.shape, saved.geometry.affine_shape
+    _validate.dense(max(saved.x.size**2, saved.x.size * channels[0]), "saved")
+    dx_dx = np.zeros((*shape, *shape), saved.dtype)
+    for column, unit in _units(saved):
+        _scatter(dx_dx, saved, column, hvp(saved, dy, x_dot=unit).dx)
+    mixed = hvp(saved, dy, gamma_dot=np.ones(channels, saved.dtype)).dx
+    return Hessian(dx_dx, _by_channel(saved, mixed))
+
+
+# ---- the steps ---------------------------------------------------------------------------------------------------
+
+
+class _Results:
+    """The arrays that a pass writes: the caller's from ``out`` where given, new ones elsewhere."""
+
+    def __init__(self, out: Any, main: str | None, inputs: tuple[Array, ...], **fresh: Array) -> None:
+        expected = {name: (a.shape, a.dtype) for name, a in fresh.items()}
+        self.arrays = {**fresh, **_validate.outputs(out, expected, main, inputs)}
+
+    def __getitem__(self, name: str) -> Array:
+        return self.arrays[name]
+
+    def but(self, **views: Array) -> dict[str, Array]:
+        """Return all results, some of them seen canonically."""
+        return {**self.arrays, **views}
+
+
+def _backend(name: str | None, operation: str = "forward") -> tuple[str, Backend]:
+    name = backends.first() if name is None else _validate.backend(name, backends.TABLE)
+    try:
+        kernels = backends.load(name)
+    except ImportError as error:
+        _validate.backend_missing(name, error)
+    _validate.backend_offers(name, kernels, operation)
+    return name, kernels
+
+
+def _like(x: Array, dtype: np.dtype[Any]) -> Array:
+    """Allocate a result of x's shape, in x's memory order."""
+    return np.empty_like(x, dtype=dtype)
+
+
+def _statistics(geometry: _geometry.Geometry, dtype: np.dtype[Any]) -> dict[str, Array]:
+    return {name: np.empty(geometry.affine_shape, dtype) for name in ("mean", "var", "invstd")}
+
+
+def _vector(value: Any, argument: str, geometry: _geometry.Geometry, axis: int) -> Array:
+    return _geometry.native(_validate.vector(value, argument, geometry.groups, axis))
+
+
+def _affine(
+    gamma: Any, beta: Any, geometry: _geometry.Geometry, axis: int, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    shape = geometry.affine_shape
+    return (
+        np.ones(shape, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis),
+        np.zeros(shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis),
+    )
+
+
+def _directions(saved: Saved, **given: Any) -> list[Array]:
+    """Return tangents or cotangents of x, gamma, beta and, for frozen statistics, mean and var; zeros if left out."""
+    (x_name, x_value), *vectors = given.items()
+    if not saved.frozen:
+        _validate.no_frozen_arguments(**dict(vectors[2:]))
+        vectors = vectors[:2]
+    shape, axis = saved.x.shape, saved.geometry.group_axes[0]
+    if x_value is None:
+        moved = _geometry.zeros(shape, saved.dtype)
+    else:
+        moved = _geometry.native(_validate.tensor(x_value, x_name, shape))
+    return [
+        moved,
+        *(
+            _geometry.zeros(saved.geometry.affine_shape, saved.dtype)
+            if value is None
+            else _vector(value, name, saved.geometry, axis)
+            for name, value in vectors
+        ),
+    ]
+
+
+def _inputs(saved: Saved, *more: Array) -> tuple[Array, ...]:
+    own = (saved.x, saved.gamma, saved.beta, saved.mean, saved.var)
+    return (*(a for a in own if a is not None), *more)
+
+
+def _gradients(saved: Saved) -> dict[str, Array]:
+    """Allocate the results of `backward`: parameters' gradients in the parameters' own formats."""
+    parameters = {"dgamma": saved.gamma, "dbeta": saved.beta}
+    if saved.mean is not None and saved.var is not None:
+        parameters |= {"dmean": saved.mean, "dvar": saved.var}
+    return {
+        "dx": _like(saved.x, saved.dtype),
+        **{name: np.empty(a.shape, a.dtype) for name, a in parameters.items()},
+    }
+
+
+def _vector_series(
+    values: Any,
+    argument: str,
+    default: int,
+    length: int,
+    geometry: _geometry.Geometry,
+    axis: int,
+    dtype: np.dtype[Any],
+) -> tuple[Array, ...]:
+    zero = np.zeros(geometry.affine_shape, dtype)
+    if values is None:
+        coefficients = [np.full(geometry.affine_shape, default, dtype)]
+    else:
+        checked = _validate.series(values, argument)
+        coefficients = [_vector(c, f"{argument}[{k}]", geometry, axis) for k, c in enumerate(checked)]
+    return tuple([*coefficients, *[zero] * length][:length])
+
+
+def _units(saved: Saved) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Yield each reduced index with the tensor that is 1 there in every channel, 0 elsewhere."""
+    channel = saved.geometry.group_axes[0]
+    for column in np.ndindex(*(saved.x.shape[axis] for axis in saved.geometry.reduced_axes)):
+        unit = np.zeros(saved.x.shape, saved.dtype)
+        np.moveaxis(unit, channel, -1)[column] = 1
+        yield column, unit
+
+
+def _scatter(dense: Array, saved: Saved, column: tuple[int, ...], values: Array) -> None:
+    """Write one column of every channel's diagonal block."""
+    channel = saved.geometry.group_axes[0]
+    blocks = np.moveaxis(dense, (channel, saved.x.ndim + channel), (0, 1))
+    for c, rows in enumerate(np.moveaxis(values, channel, 0)):
+        blocks[c, c][(..., *column)] = rows
+
+
+def _by_channel(saved: Saved, values: Array) -> Array:
+    """Spread a tensor over a trailing channel axis: zero where the channels differ."""
+    channel = saved.geometry.group_axes[0]
+    spread = np.zeros((*values.shape, saved.geometry.groups), values.dtype)
+    blocks = np.moveaxis(spread, (channel, -1), (0, 1))
+    for c, rows in enumerate(np.moveaxis(values, channel, 0)):
+        blocks[c, c] = rows
+    return spread

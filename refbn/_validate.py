@@ -1,0 +1,406 @@
+"""The only place where argument errors are raised. Each constraint has a label, `CONSTRAINTS` is their table.
+
+A check returns the normalised argument or raises an error that names the argument, what came, what is required
+and the label. Nothing is computed or written before every check of a call has passed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, NoReturn
+
+import numpy as np
+
+from refbn import dialects
+from refbn._errors import (
+    AxisError,
+    BackendError,
+    DomainError,
+    DtypeError,
+    LayoutError,
+    RefbnError,
+    SavedError,
+    ShapeError,
+)
+from refbn._formats import FORMATS, format_of
+from refbn._types import Array, Saved
+
+__all__ = ["CONSTRAINTS"]
+
+CONSTRAINTS: dict[str, str] = {
+    "C1": "An array is an ndarray (not masked), exports DLPack from the CPU, or speaks NumPy's array protocol; "
+    "its dtype is float16, bfloat16, float32 or float64.",
+    "C2": "x has 2 to 32 axes; channel_axis is an int and one of them.",
+    "C3": "gamma, beta, mean, var and what moves with them have the shape (C,), the size of x along channel_axis.",
+    "C4": "dy, x_dot, ddx and every other tensor have x's shape.",
+    "C5": "eps is a real number, finite and >= 0.",
+    "C6": "Training statistics need at least one element per channel (m >= 1).",
+    "C7": "var >= 0 for frozen statistics; NaN is let through, as a missing value.",
+    "C8": "saved is a Saved, made by forward or inference.",
+    "C9": "Directions and cotangents of mean and var go with a Saved of inference only.",
+    "C10": "out is an array for a pass with one tensor result, or a mapping from result names to arrays.",
+    "C11": "An array in out has the result's shape and dtype, in native byte order.",
+    "C12": "An array in out is writeable.",
+    "C13": "An array in out shares memory with no input, no other output and not with itself.",
+    "C14": "backend is None or the name of a backend that is available here and offers the pass.",
+    "C15": "dtype is None or one of float16, bfloat16, float32, float64.",
+    "C16": "momentum is a real number from 0 to 1, or None in a dialect that has a cumulative average.",
+    "C17": "dialect is a Dialect or the name of one.",
+    "C18": "A running variance with m - 1 needs at least two elements per channel (m >= 2).",
+    "C19": "A series is a non-empty sequence of arrays of one shape.",
+    "C20": "Dense derivatives are for small inputs: at most 2**26 elements in one result.",
+    "C21": "num_features is an int >= 1, and x has as many channels.",
+}
+
+DENSE_LIMIT = 2**26
+
+
+def fail(
+    kind: type[RefbnError], argument: str, label: str, message: str, cause: BaseException | None = None
+) -> NoReturn:
+    """Raise ``kind`` with the message in the family's one form."""
+    raise kind(f"{argument}: {message} [{label}]", argument=argument, label=label) from cause
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------------
+
+
+def array(value: Any, argument: str) -> Array:
+    """Return ``value`` as an ndarray of a supported format, without a copy where its memory can be seen. (C1)."""
+    if isinstance(value, np.ma.MaskedArray):
+        fail(DtypeError, argument, "C1", "a masked array, expected one without a mask")
+    if isinstance(value, np.ndarray):
+        result = value.view(np.ndarray)
+    elif hasattr(value, "__dlpack__") or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        try:
+            result = _import(value)
+        except Exception as error:  # every exporter has its own kinds of refusal; its words are passed on
+            fail(DtypeError, argument, "C1", f"{_kind(value)} gives no array on the CPU: {error}", error)
+    else:
+        fail(DtypeError, argument, "C1", f"{_kind(value)}, expected an array")
+    try:
+        format_of(result.dtype)
+    except KeyError:
+        fail(DtypeError, argument, "C1", f"dtype {result.dtype}, expected one of {_format_names()}")
+    return result
+
+
+def _import(value: Any) -> Array:
+    if not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    if str(getattr(value, "dtype", "")).endswith("bfloat16"):
+        return _import_bfloat16(value)
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, TypeError, RuntimeError):
+        if not hasattr(value, "__array__"):
+            raise
+        return np.asarray(value)
+
+
+class _Capsule:
+    """A DLPack capsule, offered to NumPy."""
+
+    def __init__(self, capsule: Any) -> None:
+        self.capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+
+def _import_bfloat16(value: Any) -> Array:
+    """Import a bfloat16 array through DLPack, which NumPy itself refuses: as uint16, then viewed."""
+    from refbn._formats import BFLOAT16
+
+    dtype = BFLOAT16.dtype
+    if next(iter(value.__dlpack_device__())) != 1:
+        raise BufferError("it is not in CPU memory")
+    capsule = value.__dlpack__()
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    # DLTensor: data pointer (8 bytes), device (2 x int32), ndim (int32), then the dtype's one-byte type code
+    code = ctypes.c_uint8.from_address(pointer(capsule, b"dltensor") + 20)
+    code.value = 1  # kDLUInt, instead of kDLBfloat
+    return np.from_dlpack(_Capsule(capsule)).view(dtype)
+
+
+def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
+    """Return an array of exactly x's shape. (C1, C4)."""
+    result = array(value, argument)
+    if result.shape != shape:
+        fail(ShapeError, argument, "C4", f"shape {result.shape}, expected {shape}, the shape of x")
+    return result
+
+
+def vector(value: Any, argument: str, channels: int, channel_axis: int) -> Array:
+    """Return an array of shape (C,). (C1, C3)."""
+    result = array(value, argument)
+    if result.shape != (channels,):
+        where = f"the size of x along channel_axis={channel_axis}"
+        fail(ShapeError, argument, "C3", f"shape {result.shape}, expected ({channels},), {where}")
+    return result
+
+
+def input_tensor(value: Any, channel_axis: Any, argument: str = "x") -> tuple[Array, int]:
+    """Return x and its channel axis counted from the front. (C1, C2)."""
+    x = array(value, argument)
+    if not 2 <= x.ndim <= 32:
+        fail(ShapeError, argument, "C2", f"{x.ndim} axes, expected 2 to 32")
+    if isinstance(channel_axis, bool) or not isinstance(channel_axis, (int, np.integer)):
+        fail(DtypeError, "channel_axis", "C2", f"{channel_axis!r}, expected an int")
+    axis = int(channel_axis)
+    if not -x.ndim <= axis < x.ndim:
+        fail(
+            AxisError,
+            "channel_axis",
+            "C2",
+            f"{axis}, expected {-x.ndim} to {x.ndim - 1} for x of {x.ndim} axes",
+        )
+    return x, axis % x.ndim
+
+
+def filled(shape: tuple[int, ...], channel_axis: int, argument: str = "x") -> None:
+    """Training needs elements. (C6)."""
+    for axis, size in enumerate(shape):
+        if size == 0 and axis != channel_axis:
+            fail(ShapeError, argument, "C6", f"shape {shape} has no element per channel, expected at least one")
+
+
+def frozen_variance(var: Array) -> None:
+    """A variance is no negative number. (C7)."""
+    with np.errstate(invalid="ignore"):
+        negative = np.flatnonzero(var.astype(np.float64) < 0)
+    if negative.size:
+        index = int(negative[0])
+        fail(DomainError, "var", "C7", f"{var[index]} at index {index}, expected values >= 0")
+
+
+def series(values: Any, argument: str) -> tuple[Any, ...]:
+    """Return the coefficients of a series. (C19)."""
+    if isinstance(values, np.ndarray):
+        values = tuple(values) if values.ndim else ()
+    if not isinstance(values, Sequence):
+        fail(DtypeError, argument, "C19", f"{_kind(values)}, expected a sequence of arrays")
+    if not values:
+        fail(ShapeError, argument, "C19", "no coefficients, expected at least the one of order 0")
+    return tuple(values)
+
+
+def dense(size: int, argument: str) -> None:
+    """Dense derivatives must fit. (C20)."""
+    if size > DENSE_LIMIT:
+        fail(
+            ShapeError,
+            argument,
+            "C20",
+            f"the result would have {size} elements, expected at most {DENSE_LIMIT}",
+        )
+
+
+# ---- numbers and names -----------------------------------------------------------------------------------------
+
+
+def epsilon(value: Any, argument: str = "eps") -> float:
+    """Return ε as the binary64 number that was given. (C5)."""
+    eps = _real(value, argument, "C5")
+    if not (math.isfinite(eps) and eps >= 0):
+        fail(DomainError, argument, "C5", f"{eps}, expected a finite number >= 0")
+    return eps
+
+
+def momentum(value: Any, dialect: dialects.Dialect) -> float | None:
+    """Return the momentum. (C16)."""
+    if value is None:
+        if not dialect.cumulative:
+            message = f"None, expected a number: the {dialect.name} dialect has no cumulative average"
+            fail(DomainError, "momentum", "C16", message)
+        return None
+    number = _real(value, "momentum", "C16")
+    if not 0 <= number <= 1:
+        fail(DomainError, "momentum", "C16", f"{number}, expected 0 to 1")
+    return number
+
+
+def _real(value: Any, argument: str, label: str) -> float:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, Fraction, np.integer, np.floating)):
+        fail(DtypeError, argument, label, f"{value!r}, expected a real number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        fail(DomainError, argument, label, f"{value!r} is beyond binary64", error)
+
+
+def dialect(value: Any) -> dialects.Dialect:
+    """Return a dialect by name. (C17)."""
+    if isinstance(value, dialects.Dialect):
+        return value
+    if value not in dialects.DIALECTS:
+        fail(DomainError, "dialect", "C17", f"{value!r}, expected one of {', '.join(dialects.DIALECTS)}")
+    return dialects.DIALECTS[value]
+
+
+def result_dtype(value: Any, default: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the format of the results. (C15)."""
+    if value is None:
+        return default
+    try:
+        return format_of(value).dtype
+    except (KeyError, TypeError) as error:
+        fail(DtypeError, "dtype", "C15", f"{value!r}, expected one of {_format_names()}", error)
+
+
+def saved(value: Any) -> Saved:
+    """Return a `Saved`. (C8)."""
+    if not isinstance(value, Saved):
+        hint = " (pass its .saved)" if hasattr(value, "saved") else ""
+        fail(SavedError, "saved", "C8", f"{_kind(value)}{hint}, expected the Saved of a forward or inference")
+    return value
+
+
+def no_frozen_arguments(**arguments: Any) -> None:
+    """Statistics computed from x are no inputs of their own. (C9)."""
+    for argument, value in arguments.items():
+        if value is not None:
+            message = "given with a Saved of forward, expected None: only inference takes mean and var as inputs"
+            fail(SavedError, argument, "C9", message)
+
+
+def backend(name: Any, table: Iterable[str]) -> str:
+    """Return the name of a known backend. (C14)."""
+    if name not in tuple(table):
+        fail(BackendError, "backend", "C14", f"{name!r}, expected None or one of {', '.join(table)}")
+    return str(name)
+
+
+def backend_missing(name: str, error: ImportError) -> NoReturn:
+    """Complain that a known backend cannot be used here. (C14)."""
+    fail(BackendError, "backend", "C14", f"{name!r} is not available here: {error}", error)
+
+
+def backend_offers(name: str, module: Any, operation: str) -> None:
+    """A backend may lack a pass. (C14)."""
+    if not hasattr(module, operation):
+        fail(BackendError, "backend", "C14", f"{name!r} has no {operation}")
+
+
+def unbiased_count(count: int, argument: str = "x") -> None:
+    """m − 1 must not be zero. (C18)."""
+    if count < 2:
+        message = f"{count} element per channel, expected at least 2 for a running variance with m - 1"
+        fail(ShapeError, argument, "C18", message)
+
+
+def features(value: Any) -> int:
+    """Return the number of channels of a layer. (C21)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        fail(DtypeError, "num_features", "C21", f"{value!r}, expected an int")
+    if value < 1:
+        fail(ShapeError, "num_features", "C21", f"{value}, expected at least 1")
+    return int(value)
+
+
+def feature_count(x: Array, channel_axis: int, num_features: int) -> None:
+    """A layer sees as many channels as it was made for. (C21)."""
+    if x.shape[channel_axis] != num_features:
+        message = f"{x.shape[channel_axis]} channels along channel_axis={channel_axis}, expected {num_features}"
+        fail(ShapeError, "x", "C21", message)
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------
+
+
+def outputs(
+    out: Any,
+    expected: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    main: str | None,
+    inputs: Iterable[Array],
+) -> dict[str, Array]:
+    """Return the arrays that the caller wants results in, by result name. (C10 to C13).
+
+    Parameters
+    ----------
+    out : ndarray, mapping or None
+        As the public functions take it.
+    expected : mapping
+        Shape and dtype of each result that may be asked for.
+    main : str or None
+        The result that a bare array stands for, if there is one.
+    inputs : iterable of ndarray
+        What the outputs must not overlap.
+    """
+    if out is None:
+        return {}
+    if isinstance(out, np.ndarray):
+        if main is None:
+            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {', '.join(expected)}")
+        out = {main: out}
+    if not isinstance(out, Mapping):
+        fail(
+            DtypeError,
+            "out",
+            "C10",
+            f"{_kind(out)}, expected an array or a mapping from result names to arrays",
+        )
+    for name, target in out.items():
+        if name not in expected:
+            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {', '.join(expected)}")
+        _output(target, f"out[{name!r}]", *expected[name])
+    arrays = dict(out)
+    inputs = tuple(inputs)
+    for name, target in arrays.items():
+        others = [*inputs, *(other for key, other in arrays.items() if key != name)]
+        if any(_overlap(target, other) for other in others):
+            message = "shares memory with an input or another output, expected memory of its own"
+            fail(LayoutError, f"out[{name!r}]", "C13", message)
+    return arrays
+
+
+def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if not isinstance(target, np.ndarray):
+        fail(DtypeError, argument, "C10", f"{_kind(target)}, expected an ndarray")
+    if target.shape != shape:
+        fail(ShapeError, argument, "C11", f"shape {target.shape}, expected {shape}")
+    if target.dtype != dtype or not (target.dtype.isnative and target.flags.aligned):
+        fail(
+            DtypeError,
+            argument,
+            "C11",
+            f"dtype {target.dtype.str}, expected {dtype} in native byte order, aligned",
+        )
+    if not target.flags.writeable:
+        fail(LayoutError, argument, "C12", "read-only, expected a writeable array")
+    if _self_overlaps(target):
+        fail(LayoutError, argument, "C13", f"strides {target.strides} put two elements at one place")
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any int, the stub knows two
+    except np.exceptions.TooHardError:
+        return True  # undecided within the budget: their bounds overlap, refuse
+
+
+def _self_overlaps(a: Array) -> bool:
+    """Whether two indices may meet at one address (sufficient for distinct: each stride spans all smaller axes)."""
+    reach = a.itemsize
+    for stride, extent in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (extent - 1)
+    return False
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _format_names() -> str:
+    return ", ".join(f.name for f in FORMATS)
