@@ -1,0 +1,1 @@
+"""What other projects import to test against refbn: the hypothesis strategies in `refbn.testing.strategies`."""

@@ -1,0 +1,200 @@
+"""refbn itself, through its public functions, one adapter for each backend.
+
+Each composition uses the pass that is named after it (see `compose`): reverse over reverse `refbn.double_backward`,
+forward over reverse `refbn.hvp`, reverse over forward `refbn.double_backward` again, as the gradient of
+<dy, J D> is that of <D, Jᵀ dy>. Forward over forward is `refbn.taylor` where the backend has it. Three nested
+gradients have no public pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import refbn
+from refbn import backends
+from refbn._formats import FORMATS, round_to
+from refbn.audit.adapters._composed import compose
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.dialects import DIALECTS
+
+__all__ = ["Own"]
+
+_THIRD_ORDER_GRADIENTS = frozenset({"rev_rev_rev", "rev_rev_rev_eval"})
+# y''' is a Taylor coefficient; `refbn.taylor` takes series of x, gamma and beta, not of frozen statistics.
+_BEYOND_EVERY_BACKEND = _THIRD_ORDER_GRADIENTS | {"fwd_fwd_fwd_eval"}
+
+
+class Own:
+    """One of refbn's backends.
+
+    Parameters
+    ----------
+    backend : str
+        Its name, as in ``refbn.forward(…, backend=…)``.
+    """
+
+    dialect = DIALECTS["torch"]
+    dtypes = frozenset(f.name for f in FORMATS)
+    differentiates_statistics = True
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.name = f"refbn-{backend}"
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """What the backend's passes suffice for."""
+        missing = set(_BEYOND_EVERY_BACKEND)
+        if not self._has_taylor():
+            missing.add("fwd_fwd_fwd")
+        return frozenset(OPERATIONS) - missing
+
+    def version(self) -> str | None:
+        """Return refbn's version, or None if the backend cannot be imported here."""
+        return refbn.__version__ if self.backend in backends.available() else None
+
+    def set_threads(self, count: int) -> None:
+        """Refuse: every pass runs on the calling thread."""
+        raise Unsupported(f"refbn's passes run on the calling thread, not on {count}")
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        if operation in ("running", "train_eval_train"):
+            return self._stateful(operation, inputs)
+        asked = OPERATIONS[operation]
+        point = _OwnPoint(inputs, asked.frozen, self.backend, self._has_taylor())
+        if operation == "forward":
+            fwd = point.forward
+            return {"y": fwd.y, "mean": fwd.mean, "var": fwd.var, "invstd": fwd.invstd}
+        if operation == "inference":
+            return {"y": point.y}
+        if operation.startswith("vjp"):
+            return point.backward(inputs.dy)
+        if operation.startswith("jvp"):
+            return {"y_dot": point.jvp()}
+        return compose(asked.composition, point, inputs.w)
+
+    def _has_taylor(self) -> bool:
+        return self.backend in backends.available() and hasattr(backends.load(self.backend), "taylor")
+
+    def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        layer = refbn.BatchNorm(
+            inputs.gamma.size,
+            eps=inputs.eps,
+            momentum=inputs.momentum,
+            dialect=self.dialect,
+            channel_axis=1,
+            dtype=inputs.gamma.dtype,
+            backend=self.backend,
+        )
+        layer.gamma, layer.beta = inputs.gamma, inputs.beta
+        layer.running_mean, layer.running_var = inputs.running_mean.copy(), inputs.running_var.copy()
+        if operation == "running":
+            for batch in inputs.batches:
+                layer(batch)
+            return {"running_mean": layer.running_mean, "running_var": layer.running_var}
+        first, second = inputs.batches[:2]
+        return {"y_train": layer(first), "y_eval": layer.eval()(second), "y_again": layer.train()(first)}
+
+
+class _OwnPoint:
+    """A `Point` made of refbn's passes."""
+
+    def __init__(self, inputs: Inputs, frozen: bool, backend: str, has_taylor: bool) -> None:
+        self.inputs, self.frozen, self.backend, self.has_taylor = inputs, frozen, backend, has_taylor
+        options: dict[str, Any] = {"eps": inputs.eps, "backend": backend}
+        affine = inputs.gamma, inputs.beta
+        if frozen:
+            self.forward = refbn.inference(inputs.x, inputs.mean, inputs.var, *affine, **options)
+        else:
+            self.forward = refbn.forward(inputs.x, *affine, **options)
+        self.saved = self.forward.saved
+
+    @property
+    def y(self) -> Array:
+        """The forward's y."""
+        return self.forward.y
+
+    def _direction(self, prefix: str = "", suffix: str = "") -> dict[str, Any]:
+        i = self.inputs
+        moved = {"x": i.x_dot, "gamma": i.gamma_dot, "beta": i.beta_dot}
+        if self.frozen:
+            moved |= {"mean": i.mean_dot, "var": i.var_dot}
+        return {f"{prefix}{name}{suffix}": value for name, value in moved.items()}
+
+    def backward(self, dy: Array) -> dict[str, Array]:
+        """`refbn.backward`."""
+        return _present(refbn.backward(self.saved, dy))
+
+    def jvp(self) -> Array:
+        """`refbn.jvp`."""
+        return refbn.jvp(self.saved, **self._direction(suffix="_dot"))
+
+    def double_backward(self, dy: Array) -> tuple[Array, dict[str, Array]]:
+        """`refbn.double_backward`."""
+        result = refbn.double_backward(self.saved, dy, **self._direction(prefix="dd"))
+        return result.ddy, _present(result)
+
+    def hvp(self, dy: Array) -> dict[str, Array]:
+        """`refbn.hvp`."""
+        return _present(refbn.hvp(self.saved, dy, **self._direction(suffix="_dot")))
+
+    def vjp_of_jvp(self, dy: Array) -> dict[str, Array]:
+        """`refbn.double_backward`, by the symmetry of second derivatives."""
+        return self.double_backward(dy)[1]
+
+    def curve(self, order: int) -> Sequence[Array]:
+        """`refbn.taylor` where it exists, else `refbn.jvp` and, for y'', `refbn.hvp`."""
+        i = self.inputs
+        if self.frozen:
+            if order > 2:
+                raise Unsupported("refbn.taylor takes no series of frozen statistics")
+            return [self.y, self.jvp(), self._second_frozen()]
+        if not self.has_taylor:
+            if order > 2:
+                raise Unsupported(f"the backend {self.backend} has no taylor")
+            # d/dt of ẏ = γ·r·Pẋ + γ̇·x̂ + β̇. As r·P is symmetric, hvp at dy = ẋ moves γ·r·Pẋ along (ẋ, γ̇); the
+            # second term adds another γ̇·r·Pẋ.
+            moved = self._direction(suffix="_dot")
+            moved["gamma_dot"] = round_to(2.0 * i.gamma_dot.astype(np.float64), i.gamma_dot.dtype)
+            return [self.y, self.jvp(), refbn.hvp(self.saved, i.x_dot, **moved).dx]
+        none, nothing = np.zeros_like(i.x), np.zeros_like(i.gamma)
+        ys = refbn.taylor(
+            [i.x, i.x_dot, none, none][: order + 1],
+            [i.gamma, i.gamma_dot, nothing, nothing][: order + 1],
+            [i.beta, i.beta_dot, nothing, nothing][: order + 1],
+            eps=i.eps,
+            backend=self.backend,
+        )
+        return [ys[0], ys[1], 2.0 * ys[2].astype(np.float64), *(6.0 * y.astype(np.float64) for y in ys[3:])]
+
+    def _second_frozen(self) -> Array:
+        """y'' with every element seen as a channel of its own: there <D, hvp(dy = 1)> is y'', elementwise.
+
+        In binary64, so that the inner product's five terms do not each bring a rounding to the case's dtype.
+        """
+        i = self.inputs
+        if i.x.size == 0:
+            return np.zeros(i.x.shape)
+        column = (1, -1, *(1 for _ in i.x.shape[2:]))
+
+        def elements(array: Array) -> Array:
+            wide = array.astype(np.float64)
+            whole = wide if array.ndim > 1 else np.broadcast_to(wide.reshape(column), i.x.shape)
+            return np.ascontiguousarray(whole).reshape(-1)
+
+        own: dict[str, Any] = {name: elements(value) for name, value in self._direction(suffix="_dot").items()}
+        own["x_dot"] = own["x_dot"][None, :]
+        point = (elements(a) for a in (i.mean, i.var, i.gamma, i.beta))
+        saved = refbn.inference(elements(i.x)[None, :], *point, eps=i.eps, backend=self.backend).saved
+        second = _present(refbn.hvp(saved, np.ones_like(own["x_dot"]), **own))
+        return np.asarray(sum(own[f"{name[1:]}_dot"] * value for name, value in second.items())).reshape(i.x.shape)
+
+
+def _present(result: Any) -> dict[str, Array]:
+    """Return the gradients that a result has, by name."""
+    names = ("dx", "dgamma", "dbeta", "dmean", "dvar")
+    return {name: value for name in names if (value := getattr(result, name, None)) is not None}

@@ -1,0 +1,253 @@
+"""PyTorch on the CPU, through its public functions.
+
+Statistics of x: ``torch.nn.functional.batch_norm(training=True)``; frozen ones: ``training=False`` with mean and var as
+the running buffers, which PyTorch treats as constants; running statistics: ``torch.nn.BatchNorm1d/2d/3d``.
+
+Compositions are nested literally. Where only reverse mode occurs, `torch.autograd.grad` with ``create_graph=True`` is
+nested; as soon as forward mode takes part, `torch.func.grad` and `torch.func.jvp` are. The loss runs in
+binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's dtype on its way back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from refbn._formats import FORMATS
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.dialects import DIALECTS
+
+__all__ = ["Torch"]
+
+Tensor = Any
+Tensors = tuple[Tensor, ...]
+Function = Callable[..., Any]
+"""Of (x, gamma, beta): y, f or L, or their gradients as a tuple."""
+
+
+class Torch:
+    """The PyTorch that is installed."""
+
+    name = "torch"
+    dialect = DIALECTS["torch"]
+    operations = frozenset(OPERATIONS)
+    dtypes = frozenset(f.name for f in FORMATS)
+    differentiates_statistics = False
+
+    def version(self) -> str | None:
+        """Return the installed version, or None; PyTorch is not imported for this."""
+        try:
+            return metadata.version("torch")
+        except metadata.PackageNotFoundError:
+            return None
+
+    def set_threads(self, count: int) -> None:
+        """Set the number of threads that an operator may use."""
+        import torch
+
+        torch.set_num_threads(count)
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        with _refusals():
+            return self._run(operation, inputs)
+
+    # ---- the function under audit -----------------------------------------------------------------------------
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return batch norm as a function of (x, gamma, beta). A variant of this adapter overrides this alone."""
+        from torch.nn import functional
+
+        mean = _tensor(inputs.mean) if frozen else None
+        var = _tensor(inputs.var) if frozen else None
+
+        def normalize(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+            return functional.batch_norm(x, mean, var, gamma, beta, training=not frozen, eps=inputs.eps)
+
+        return normalize
+
+    # ---- the operations ---------------------------------------------------------------------------------------
+
+    def _run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        if operation in ("running", "train_eval_train"):
+            return self._stateful(operation, inputs)
+        asked = OPERATIONS[operation]
+        function = self.batch_norm(inputs, asked.frozen)
+        point = tuple(_tensor(a) for a in (inputs.x, inputs.gamma, inputs.beta))
+        if asked.composition == "":
+            return self._forward(function, point, inputs, asked.frozen)
+        direction = tuple(_tensor(a) for a in (inputs.x_dot, inputs.gamma_dot, inputs.beta_dot))
+        if operation.startswith("vjp"):
+            dy = _tensor(inputs.dy)
+            return _gradients(_reverse(lambda *p: _inner((function(*p),), (dy,)))(*_leaves(point)))
+        if operation.startswith("jvp"):
+            return {"y_dot": _array(_forward_mode(function, direction)(*point))}
+
+        modes = asked.composition.split("-")
+        composed = _loss(function, _tensor(inputs.w), total="rev" in modes)
+        reverse = _reverse_functional if "fwd" in modes else _reverse
+        scalar = "rev" in modes  # what `composed` returns at this point of the nesting: L, or a gradient
+        for mode in reversed(modes):
+            if mode == "fwd":
+                composed = _forward_mode(composed, direction)
+            else:
+                composed = reverse(composed if scalar else _along(composed, direction))
+                scalar = False
+        result = composed(*(point if "fwd" in modes else _leaves(point)))
+        return _gradients(result) if "rev" in modes else {"value": _array(result.to(point[0].dtype))}
+
+    def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
+        import torch
+
+        y = function(*point)
+        answer = {"y": _array(y)}
+        if not frozen:
+            # functional.batch_norm keeps its statistics to itself. The operator underneath returns them; they are
+            # the same call's if y is the same.
+            x, gamma, beta = point
+            again, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, inputs.eps)
+            if torch.allclose(again, y, rtol=0, atol=0, equal_nan=True):
+                answer |= {"mean": _array(mean), "invstd": _array(invstd)}
+        return answer
+
+    def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        import torch
+
+        module = self._module(inputs)
+        with torch.no_grad():
+            if operation == "running":
+                for batch in inputs.batches:
+                    module(_tensor(batch))
+                return {"running_mean": _array(module.running_mean), "running_var": _array(module.running_var)}
+            first, second = (_tensor(batch) for batch in inputs.batches[:2])
+            y_train = module.train()(first)
+            y_eval = module.eval()(second)
+            y_again = module.train()(first)
+        return {"y_train": _array(y_train), "y_eval": _array(y_eval), "y_again": _array(y_again)}
+
+    def _module(self, inputs: Inputs) -> Any:
+        import torch
+
+        rank = inputs.batches[0].ndim if inputs.batches else inputs.x.ndim
+        by_rank = {2: torch.nn.BatchNorm1d, 3: torch.nn.BatchNorm1d, 4: torch.nn.BatchNorm2d, 5: torch.nn.BatchNorm3d}
+        if rank not in by_rank:
+            raise Unsupported(f"torch.nn has no BatchNorm for {rank} axes")
+        gamma = _tensor(inputs.gamma)
+        module: Any = by_rank[rank](len(gamma), eps=inputs.eps, momentum=inputs.momentum, dtype=gamma.dtype)
+        with torch.no_grad():
+            module.weight.copy_(gamma)
+            module.bias.copy_(_tensor(inputs.beta))
+            module.running_mean.copy_(_tensor(inputs.running_mean))
+            module.running_var.copy_(_tensor(inputs.running_var))
+        return module
+
+
+# ---- nesting --------------------------------------------------------------------------------------------------------
+
+
+def _loss(function: Function, w: Tensor, total: bool) -> Function:
+    """Return f = w·(y²/2 + y³/6) as a function of the point, or L = Σ f."""
+    weights = w.double()
+
+    def loss(*point: Tensor) -> Tensor:
+        y = function(*point).double()
+        f = weights * (y * y / 2 + y * y * y / 6)
+        return f.sum() if total else f
+
+    return loss
+
+
+def _reverse(function: Function) -> Function:
+    """Return the gradient of a scalar function by `torch.autograd.grad`; its arguments must be leaves."""
+    import torch
+
+    def gradient(*point: Tensor) -> Tensors:
+        value = function(*point)
+        return tuple(torch.autograd.grad(value, point, create_graph=True, materialize_grads=True))
+
+    return gradient
+
+
+def _reverse_functional(function: Function) -> Function:
+    """Return the gradient of a scalar function by `torch.func.grad`, which nests with forward mode."""
+    import torch
+
+    gradient: Function = torch.func.grad(function, argnums=(0, 1, 2))
+    return gradient
+
+
+def _forward_mode(function: Function, direction: Tensors) -> Function:
+    """Return the derivative of any function along the direction."""
+    import torch
+
+    def derivative(*point: Tensor) -> Any:
+        return torch.func.jvp(function, point, direction)[1]
+
+    return derivative
+
+
+def _along(gradient: Function, direction: Tensors) -> Function:
+    """Return <direction, gradient> as a scalar function."""
+    return lambda *point: _inner(gradient(*point), direction)
+
+
+def _inner(a: Tensors, b: Tensors) -> Tensor:
+    """Return the inner product in binary64: the cotangents that it sends back are the factors, exactly."""
+    return sum((u.double() * v.double()).sum() for u, v in zip(a, b, strict=True))
+
+
+def _leaves(point: Tensors) -> Tensors:
+    return tuple(p.detach().requires_grad_() for p in point)
+
+
+# ---- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def _tensor(array: Array) -> Tensor:
+    """View an array as a tensor, with its strides.
+
+    PyTorch knows no read-only tensors and warns about them; the tensor shares the array's memory all the same, since a
+    copy would lose the layout, and the audit looks whether inputs have changed.
+    """
+    import torch
+
+    narrow = array.dtype.name == "bfloat16"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            tensor = torch.from_numpy(array.view(np.int16) if narrow else array)
+    except (TypeError, ValueError) as error:  # negative strides, unaligned elements, foreign byte order, dtype
+        raise Unsupported(f"torch.from_numpy: {error}") from error
+    return tensor.view(torch.bfloat16) if narrow else tensor
+
+
+def _array(tensor: Tensor) -> Array:
+    """Return a tensor as an array of the same dtype."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype != torch.bfloat16:
+        return np.asarray(tensor.numpy())
+    import ml_dtypes
+
+    return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+
+
+def _gradients(gradients: Tensors) -> dict[str, Array]:
+    return {name: _array(g) for name, g in zip(("dx", "dgamma", "dbeta"), gradients, strict=True)}
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn PyTorch's refusal of a combination of dtypes into `Unsupported`; let everything else through."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error).startswith("mixed dtype (CPU)"):
+            raise Unsupported(f"torch: {error}") from error
+        raise

@@ -1,0 +1,102 @@
+"""Who may import whom (architecture): read from the source, function-level imports included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "refbn"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = [
+    {"_errors", "_formats"},
+    {"_types", "dialects"},
+    {"_geometry"},
+    {"_validate"},
+    {"reference"},
+    {"exact"},
+    {"backends"},
+    {"_api"},
+    {"layer", "testing"},
+    {"audit"},
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+# Optional packages, and the only files that may name them.
+HOMES = {
+    "numba": ("backends/numba.py", "backends/_numba_kernels.py"),
+    "ml_dtypes": ("_formats.py",),
+    "torch": ("audit/adapters/torch.py",),
+    "rich": ("audit/",),
+    "jsonschema": ("audit/",),
+    "hypothesis": ("testing/",),
+    "pytest": ("testing/",),
+    "refbn._native": ("backends/native.py",),
+}
+
+
+def imports(path):
+    """Yield (module, at module level?) for every import statement."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    local = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in local
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) not in local
+
+
+def room(name):
+    return name.split(".")[1] if "." in name else ""
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    relative = path.relative_to(PACKAGE).as_posix()
+    own = relative.split("/")[0].removesuffix(".py")
+    for name, top_level in imports(path):
+        head = name.split(".")[0]
+        assert head not in {"tests", "validation"}, f"{relative} imports {name}"
+        for optional, homes in HOMES.items():
+            if name == optional or name.startswith(optional + "."):
+                assert relative.startswith(homes), f"{relative} imports {name}"
+        if head == "torch" or name.startswith("ml_dtypes"):
+            assert not top_level, f"{relative} imports {name} at module level"
+        if head == "refbn" and own != "__init__" and room(name) in RANK:
+            target = room(name)
+            assert target == own or RANK[target] < RANK[own], f"{relative} imports {name}"
+    if own == "exact":
+        rooms = {room(name) for name, _ in imports(path) if name.startswith("refbn.")}
+        assert rooms <= {"_errors", "_formats", "exact"}, f"the oracle's route must be its own: {rooms}"
+
+
+def test_every_room_has_a_rank():
+    rooms = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in MODULES} - {"__init__"}
+    assert rooms == set(RANK)
+
+
+def test_c_core_includes_no_python_header():
+    sources = [p for p in (PACKAGE.parent / "_ext").iterdir() if p.suffix in {".c", ".h", ".inc"}]
+    assert sources
+    allowed = {"stdint.h", "stddef.h", "float.h", "string.h", "limits.h"}
+    for source in sources:
+        for line in source.read_text(encoding="utf-8").splitlines():
+            if line.lstrip().startswith("#") and "include <" in line:
+                header = line.split("<")[1].split(">")[0]
+                assert header in allowed, f"{source.name}: {line}"

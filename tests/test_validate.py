@@ -1,0 +1,196 @@
+"""Every constraint has a call that breaks it; each is told by its label, and nothing is written."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refbn
+from refbn import _validate
+from refbn._formats import BFLOAT16
+
+X = np.arange(24.0).reshape(2, 4, 3) ** 1.5
+DY = np.cos(X)
+VEC = np.linspace(0.5, 2.0, 4)
+
+
+def saved(**options):
+    return refbn.forward(X, **options).saved
+
+
+def frozen():
+    return refbn.inference(X, VEC, VEC).saved
+
+
+def read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+class NoCpu:
+    def __dlpack__(self, **_):
+        raise BufferError("lives elsewhere")
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+
+BAD_CALLS = [
+    ("C1", "x", TypeError, lambda: refbn.forward([[1.0, 2.0]])),
+    ("C1", "x", TypeError, lambda: refbn.forward(None)),
+    ("C1", "x", TypeError, lambda: refbn.forward(np.arange(6).reshape(2, 3))),
+    ("C1", "x", TypeError, lambda: refbn.forward(X.astype(complex))),
+    ("C1", "x", TypeError, lambda: refbn.forward(X.astype(object))),
+    ("C1", "x", TypeError, lambda: refbn.forward(X.astype(np.longdouble))),
+    ("C1", "x", TypeError, lambda: refbn.forward(X > 1)),
+    ("C1", "x", TypeError, lambda: refbn.forward(np.ma.masked_less(X, 3.0))),
+    ("C1", "x", TypeError, lambda: refbn.forward(NoCpu())),
+    ("C1", "gamma", TypeError, lambda: refbn.forward(X, gamma=np.arange(4))),
+    ("C1", "dy", TypeError, lambda: refbn.backward(saved(), 1.0)),
+    ("C2", "x", ValueError, lambda: refbn.forward(X.ravel())),
+    ("C2", "x", ValueError, lambda: refbn.forward(np.ones((1,) * 33))),
+    ("C2", "channel_axis", IndexError, lambda: refbn.forward(X, channel_axis=3)),
+    ("C2", "channel_axis", IndexError, lambda: refbn.forward(X, channel_axis=-4)),
+    ("C2", "channel_axis", TypeError, lambda: refbn.forward(X, channel_axis=1.0)),
+    ("C2", "channel_axis", TypeError, lambda: refbn.forward(X, channel_axis=True)),
+    ("C3", "gamma", ValueError, lambda: refbn.forward(X, gamma=VEC[:3])),
+    ("C3", "beta", ValueError, lambda: refbn.forward(X, beta=VEC[:, None])),
+    ("C3", "mean", ValueError, lambda: refbn.inference(X, VEC[:1], VEC)),
+    ("C3", "var", ValueError, lambda: refbn.inference(X, VEC, VEC[:2])),
+    ("C3", "gamma_dot", ValueError, lambda: refbn.jvp(saved(), gamma_dot=VEC[:2])),
+    ("C3", "ddbeta", ValueError, lambda: refbn.double_backward(saved(), DY, ddbeta=VEC[:2])),
+    ("C3", "var_dot", ValueError, lambda: refbn.hvp(frozen(), DY, var_dot=VEC[:2])),
+    ("C4", "dy", ValueError, lambda: refbn.backward(saved(), DY[:1])),
+    ("C4", "x_dot", ValueError, lambda: refbn.jvp(saved(), x_dot=DY.T)),
+    ("C4", "ddx", ValueError, lambda: refbn.double_backward(saved(), DY, ddx=DY[0])),
+    ("C4", "dy", ValueError, lambda: refbn.hessian(saved(), DY[:, :2])),
+    ("C5", "eps", ValueError, lambda: refbn.forward(X, eps=-1e-5)),
+    ("C5", "eps", ValueError, lambda: refbn.forward(X, eps=float("nan"))),
+    ("C5", "eps", ValueError, lambda: refbn.inference(X, VEC, VEC, eps=float("inf"))),
+    ("C5", "eps", ValueError, lambda: refbn.forward(X, eps=10**400)),
+    ("C5", "eps", TypeError, lambda: refbn.forward(X, eps="1e-5")),
+    ("C5", "eps", TypeError, lambda: refbn.forward(X, eps=None)),
+    ("C5", "eps", TypeError, lambda: refbn.BatchNorm(4, eps=True)),
+    ("C6", "x", ValueError, lambda: refbn.forward(X[:0])),
+    ("C6", "x", ValueError, lambda: refbn.forward(X[..., :0])),
+    ("C6", "x_series", ValueError, lambda: refbn.taylor([X[:0]])),
+    ("C7", "var", ValueError, lambda: refbn.inference(X, VEC, -VEC)),
+    ("C8", "saved", TypeError, lambda: refbn.backward(refbn.forward(X), DY)),
+    ("C8", "saved", TypeError, lambda: refbn.jvp(None)),
+    ("C8", "saved", TypeError, lambda: refbn.double_backward(X, DY)),
+    ("C8", "saved", TypeError, lambda: refbn.hvp({}, DY)),
+    ("C8", "saved", TypeError, lambda: refbn.jacobian(X)),
+    ("C8", "saved", TypeError, lambda: refbn.hessian(X, DY)),
+    ("C9", "mean_dot", TypeError, lambda: refbn.jvp(saved(), mean_dot=VEC)),
+    ("C9", "var_dot", TypeError, lambda: refbn.hvp(saved(), DY, var_dot=VEC)),
+    ("C9", "ddvar", TypeError, lambda: refbn.double_backward(saved(), DY, ddvar=VEC)),
+    ("C10", "out", TypeError, lambda: refbn.backward(saved(), DY, out=np.empty_like(X))),
+    ("C10", "out", TypeError, lambda: refbn.forward(X, out={"z": np.empty_like(X)})),
+    ("C10", "out", TypeError, lambda: refbn.forward(X, out=3)),
+    ("C10", "out['y']", TypeError, lambda: refbn.forward(X, out={"y": [1.0]})),
+    ("C11", "out['y']", ValueError, lambda: refbn.forward(X, out=np.empty((2, 4)))),
+    ("C11", "out['y']", TypeError, lambda: refbn.forward(X, out=np.empty_like(X, dtype=np.float32))),
+    ("C11", "out['y']", TypeError, lambda: refbn.forward(X, out=X.astype(X.dtype.newbyteorder("S")))),
+    ("C11", "out['dgamma']", ValueError, lambda: refbn.backward(saved(), DY, out={"dgamma": np.empty(3)})),
+    ("C12", "out['y']", ValueError, lambda: refbn.forward(X, out=read_only(np.empty_like(X)))),
+    ("C13", "out['y']", ValueError, lambda: refbn.forward(X, out=X)),
+    ("C13", "out['y']", ValueError, lambda: refbn.forward(X, out=X[::-1])),
+    ("C13", "out['dgamma']", ValueError, lambda: overlapping_outputs()),
+    ("C13", "out['y']", ValueError, lambda: self_overlapping_output()),
+    ("C14", "backend", RuntimeError, lambda: refbn.forward(X, backend="fortran")),
+    ("C14", "backend", RuntimeError, lambda: refbn.taylor([X], backend="numba")),
+    ("C14", "backend", RuntimeError, lambda: refbn.BatchNorm(3, backend="cuda")),
+    ("C15", "dtype", TypeError, lambda: refbn.forward(X, dtype=np.int8)),
+    ("C15", "dtype", TypeError, lambda: refbn.forward(X, dtype="no dtype")),
+    ("C16", "momentum", ValueError, lambda: refbn.BatchNorm(3, momentum=1.5)),
+    ("C16", "momentum", ValueError, lambda: refbn.BatchNorm(3, momentum=float("nan"))),
+    ("C16", "momentum", ValueError, lambda: refbn.BatchNorm(3, momentum=None, dialect="keras")),
+    ("C16", "momentum", TypeError, lambda: refbn.BatchNorm(3, momentum="0.1")),
+    ("C17", "dialect", ValueError, lambda: refbn.BatchNorm(3, dialect="caffe")),
+    ("C18", "x", ValueError, lambda: refbn.BatchNorm(4).forward(X[:1, :, :1])),
+    ("C19", "x_series", ValueError, lambda: refbn.taylor([])),
+    ("C19", "x_series", TypeError, lambda: refbn.taylor(3.0)),
+    ("C19", "gamma_series", ValueError, lambda: refbn.taylor([X], gamma_series=())),
+    ("C4", "x_series[1]", ValueError, lambda: refbn.taylor([X, X[:1]])),
+    ("C20", "saved", ValueError, lambda: refbn.jacobian(refbn.forward(np.ones((100, 100))).saved)),
+    ("C20", "saved", ValueError, lambda: refbn.hessian(refbn.forward(np.ones((100, 100))).saved, np.ones((100, 100)))),
+    ("C21", "num_features", ValueError, lambda: refbn.BatchNorm(0)),
+    ("C21", "num_features", TypeError, lambda: refbn.BatchNorm(2.0)),
+    ("C21", "x", ValueError, lambda: refbn.BatchNorm(3).forward(X)),
+]
+
+
+def overlapping_outputs():
+    both = np.empty(4)
+    return refbn.backward(saved(), DY, out={"dgamma": both, "dbeta": both})
+
+
+def self_overlapping_output():
+    y = np.lib.stride_tricks.as_strided(np.empty(100), X.shape, (8, 8, 8))
+    return refbn.forward(X, out=y)
+
+
+@pytest.mark.parametrize(
+    ("label", "argument", "builtin", "call"), BAD_CALLS, ids=[f"{c[0]}-{c[1]}-{i}" for i, c in enumerate(BAD_CALLS)]
+)
+def test_bad_call_is_told(label, argument, builtin, call):
+    with pytest.raises(refbn.RefbnError) as caught:
+        call()
+    error = caught.value
+    assert (error.label, error.argument) == (label, argument)
+    assert isinstance(error, builtin)
+    message = str(error)
+    assert message.startswith(f"{argument}: ") and message.endswith(f" [{label}]")
+
+
+def test_every_label_is_tested_and_documented():
+    assert {call[0] for call in BAD_CALLS} == set(_validate.CONSTRAINTS)
+    assert list(_validate.CONSTRAINTS) == [f"C{n}" for n in range(1, len(_validate.CONSTRAINTS) + 1)]
+
+
+def test_the_documented_message():
+    x = np.ones((2, 4))
+    with pytest.raises(refbn.ShapeError) as caught:
+        refbn.forward(x, gamma=np.ones(3))
+    expected = "gamma: shape (3,), expected (4,), the size of x along channel_axis=1 [C3]"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("bad", [{"eps": -1.0}, {"gamma": VEC[:2]}, {"backend": "none"}])
+def test_nothing_is_written_on_failure(bad):
+    out = {"y": np.full_like(X, 7.0), "mean": np.full(4, 7.0)}
+    with pytest.raises(refbn.RefbnError):
+        refbn.forward(X, out=out, **bad)
+    assert all((a == 7.0).all() for a in out.values())
+
+
+def test_one_bad_output_spares_the_good_ones():
+    out = {"y": np.full_like(X, 7.0), "mean": np.empty(3)}
+    with pytest.raises(refbn.ShapeError):
+        refbn.forward(X, out=out)
+    assert (out["y"] == 7.0).all()
+
+
+def test_good_calls_at_the_edges_pass():
+    refbn.forward(X, eps=0)
+    refbn.forward(X, eps=np.float32(1e-3))
+    refbn.forward(X, eps=np.array(1e-3))
+    refbn.forward(X, eps=Fraction(1, 1024))
+    refbn.forward(X, channel_axis=np.int64(-2))
+    refbn.forward(X[:1, :, :1])
+    refbn.inference(X[:0], VEC, VEC)
+    refbn.inference(X, VEC, np.array([0.0, np.nan, 1.0, 2.0]))
+    refbn.forward(X.astype(X.dtype.newbyteorder("S")))
+    refbn.forward(X.astype(BFLOAT16.dtype))
+    refbn.forward(X, dtype="float32", out=np.empty_like(X, dtype=np.float32))
+    interleaved = np.empty((*X.shape, 2))
+    interleaved[..., 0] = X
+    refbn.forward(interleaved[..., 0], out=interleaved[..., 1])
+    assert refbn.BatchNorm(4, dialect="keras", channel_axis=1).forward(X[:1, :, :1]).y.shape == (1, 4, 1)
+
+
+def test_the_documented_table():
+    page = (Path(__file__).parents[1] / "docs" / "constraints.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| C")]
+    assert {label: text for label, text in rows} == _validate.CONSTRAINTS
