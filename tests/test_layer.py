@@ -32,9 +32,7 @@ def test_running_statistics(name, momentum):
         bn.forward(batch)
         expected = [
             (dialect.blend(mean, m, bn.momentum, step), dialect.blend(var, v, bn.momentum, step))
-            for (mean, var), (m, v) in zip(
-                expected, exact_statistics(batch, dialect.unbiased_running_var), strict=True
-            )
+            for (mean, var), (m, v) in zip(expected, exact_statistics(batch, dialect.unbiased_running_var), strict=True)
         ]
     assert bn.num_batches_tracked == len(BATCHES)
     np.testing.assert_allclose(bn.running_mean, [float(m) for m, _ in expected], rtol=1e-14, atol=1e-15)

@@ -193,4 +193,4 @@ def test_good_calls_at_the_edges_pass():
 def test_the_documented_table():
     page = (Path(__file__).parents[1] / "docs" / "constraints.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| C")]
-    assert {label: text for label, text in rows} == _validate.CONSTRAINTS
+    assert dict(rows) == _validate.CONSTRAINTS

@@ -32,9 +32,7 @@ def test_torch_tensor(name):
     assert fwd.saved.x.dtype.name == str(x.dtype).removeprefix("torch.")
     values = x.to(torch.float64).numpy()
     rounded = np.finfo(np.float32).eps if name not in ("float16", "bfloat16") else 2.0**-8
-    np.testing.assert_allclose(
-        fwd.y.astype(np.float64), refbn.forward(values).y, rtol=4 * rounded, atol=4 * rounded
-    )
+    np.testing.assert_allclose(fwd.y.astype(np.float64), refbn.forward(values).y, rtol=4 * rounded, atol=4 * rounded)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])

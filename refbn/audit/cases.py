@@ -394,7 +394,7 @@ def make_inputs(case: Case) -> Inputs:
         "w": 0.125 + _normal(stream("w"), case.shape),
         "x_dot": case.scale * (0.25 + _normal(stream("x_dot"), case.shape)),
     }
-    if case.special and math.prod(case.shape):
+    if case.special and min(case.shape) > 0:
         special, _, name = case.special.partition("@")
         place = tuple(size // 2 for size in case.shape)
         values[name or "x"] = values[name or "x"].copy()
@@ -424,8 +424,7 @@ def make_inputs(case: Case) -> Inputs:
         eps=case.eps,
         momentum=case.momentum,
         batches=tuple(
-            tensor(data(step) if step or not case.special else values["x"])
-            for step in range(_batches(case))
+            tensor(data(step) if step or not case.special else values["x"]) for step in range(_batches(case))
         ),
     )
 

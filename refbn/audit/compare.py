@@ -6,8 +6,8 @@ The three numbers are the largest error of an output
 * ``max_scaled_ulp``: in ulps of the largest exact magnitude in the element's channel,
 * ``bound_ratio``: relative to the bound of `refbn.audit.budget`, which a competent implementation keeps,
 
-each in the format in which the output came, each at most `CAP`: near an exact zero the first one has no scale but the
-smallest subnormal number and says nothing.
+each in the format in which the output is due (or came, if that is an input's narrower one), each at most `CAP`: near
+an exact zero the first one has no scale but the smallest subnormal number and says nothing.
 
 The verdicts, best first (`VERDICTS`):
 
@@ -108,23 +108,20 @@ def compare(got: Array, expected: Expected) -> Comparison:
         return Comparison("wrong", note=f"shape {got.shape}, expected {expected.full_shape}")
     if got.dtype.name not in {f.name for f in FORMATS}:
         return Comparison("wrong", note=f"dtype {got.dtype}, expected a binary floating-point format")
-    form = expected.output_format(format_of(got.dtype))
+    came = format_of(got.dtype)
+    form = expected.output_format(came)
     extremes = _fold(got, expected)
     if extremes.size == 0:
         return Comparison("exact")
 
-    rounded = expected.rounded(form).astype(np.float64)
-    if bool(np.all(_agree(extremes, rounded) | expected.free)) and form.name == got.dtype.name:
-        measured = _measure(extremes, expected, form)
-        return Comparison("exact", *measured.numbers, measured.where)
     measured = _measure(extremes, expected, form)
+    if came.precision >= form.precision and bool(np.all(_agree(extremes, expected.rounded(came)) | expected.free)):
+        return Comparison("exact", *measured.numbers, measured.where)
     finite_due = ~expected.nonfinite & ~expected.free
     # A number where none exists, judged first: NaN must not be swallowed.
     invented = expected.nonfinite & ~expected.free & np.isfinite(extremes)
     if invented.any():
-        return Comparison(
-            "wrong", *measured.numbers, _index(invented), note="a number where no finite value exists"
-        )
+        return Comparison("wrong", *measured.numbers, _index(invented), note="a number where no finite value exists")
     limit = expected.limit(form)
     with np.errstate(over="ignore", invalid="ignore"):
         may_overflow = np.abs(expected.high) + limit >= form.max
@@ -201,24 +198,26 @@ def _agree(extremes: Doubles, rounded: Doubles) -> npt.NDArray[np.bool_]:
 
 
 def _measure(extremes: Doubles, expected: Expected, form: Format) -> _Measured:
+    rounded = expected.rounded(form)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs((extremes - expected.high) - expected.low)
-    # An infinity that rounding to nearest of the exact value gives is no error.
-    rounded = expected.rounded(form).astype(np.float64)
+    # A truth that overflows asks for that infinity, and a number in its place is infinitely far off. An infinity in
+    # place of a number is not measured: it is within the bound, or `compare` reports it as such.
+    error = np.where(np.isfinite(extremes), np.where(np.isinf(rounded), np.inf, error), np.nan)
     error = np.where(np.isinf(rounded) & (extremes == rounded), 0.0, error)
     return _judge(error, expected, form, 1.0)
 
 
 def _judge(errors: Doubles, expected: Expected, form: Format, allowance: float) -> _Measured:
-    """Turn errors (leading axis: repetitions) into the three numbers and the two decisions."""
-    counted = np.isfinite(errors) & ~expected.nonfinite & ~expected.free
+    """Turn errors (leading axis: repetitions; NaN: not measured) into the three numbers and the two decisions."""
+    asked = ~expected.nonfinite & ~expected.free
+    counted = asked & ~np.isnan(errors)
     if not counted.any():
         return _Measured((None, None, None), None, True, True)
     error = np.where(counted, errors, 0.0).max(axis=0)
-    magnitude = np.where(expected.nonfinite | expected.free, 0.0, np.abs(expected.high))
+    magnitude = np.where(asked, np.minimum(np.abs(expected.high), form.max), 0.0)
     by_channel = np.broadcast_to(expected.channel_max(magnitude), error.shape)
-    limit = allowance * expected.limit(form)
-    ratios = _divide(error, limit)
+    ratios = _divide(error, allowance * expected.limit(form))
     worst_place = np.unravel_index(int(np.argmax(ratios)), ratios.shape)
     numbers = (
         _cap(_divide(error, _ulp(magnitude, form))),
@@ -226,9 +225,7 @@ def _judge(errors: Doubles, expected: Expected, form: Format, allowance: float) 
         _cap(ratios),
     )
     keep = 2.0 ** (-expected.form.precision / 3)
-    size = np.broadcast_to(
-        expected.channel_max(np.where(np.isfinite(expected.size), expected.size, 0.0)), error.shape
-    )
+    size = expected.channel_max(np.where(np.isfinite(expected.size), expected.size, 0.0))
     lossy = bool(np.all(error <= allowance * keep * np.maximum(by_channel, keep * size)))
     return _Measured(numbers, tuple(int(i) for i in worst_place), bool(np.all(ratios <= 1.0)), lossy)
 

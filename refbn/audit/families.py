@@ -43,7 +43,7 @@ def _composition(depth: Depth) -> Iterator[Case]:
     ]
     if depth == "full":
         rows += [
-            ("f64", (6, 2), {"eps": 0.0, "seed": 2}),
+            ("f64", (6, 2), {"eps": 1e-3, "seed": 2}),
             ("f64", (3, 2, 3, 2), {"eps": 0.5, "offset": 3.0, "scale": 2.0, "seed": 3}),
             ("f32", (6, 2), {"seed": 4}),
             ("f32", (2, 3, 2, 2, 2), {"eps": 0.01, "scale": 0.125, "seed": 5}),
@@ -87,7 +87,6 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
             ("f32", (16, 3), {"scale": 1e8, "seed": 1}),
             ("f32", (16, 3), {"scale": 1e19, "seed": 1}),
             ("f32", (16, 3), {"scale": 1e36, "seed": 1}),
-            ("f32", (16, 3), {"scale": 1e-3, "eps": 0.0, "seed": 1}),
             ("f64", (32, 4), {"offset": 1e6, "seed": 1}),
             ("f64", (32, 4), {"offset": 1e10, "seed": 1}),
             ("f64", (16, 3), {"scale": 1e8, "seed": 1}),
@@ -125,7 +124,7 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         frozen += [
             ("f32", (6, 3), {"var": 1e8, "scale": 1e4, "seed": 1}),
             ("f32", (6, 3), {"var": 1e-8, "scale": 1e-4, "seed": 1}),
-            ("f64", (6, 3), {"var": 0.0, "scale": 0.01, "seed": 1}),
+            ("f64", (6, 3), {"var": 0.0, "scale": 0.01, "eps": 0.01, "seed": 1}),
             ("f16", (6, 3), {"var": 9.0, "scale": 3.0, "seed": 1}),
             ("bf16", (6, 3), {"var": 9.0, "scale": 3.0, "seed": 1}),
         ]
@@ -145,7 +144,7 @@ def _shape(depth: Depth) -> Iterator[Case]:
         ("f32", (2, 3, 5, 7), {}),
         ("f32", (2, 3, 3, 1, 3), {}),
         ("f32", (7, 1), {}),
-        ("f32", (2, 1500), {}),
+        ("f32", (2, 1024), {}),
         ("f32", (16, 2), {"repeat": 512}),
     ]
     if depth == "full":
@@ -160,7 +159,7 @@ def _shape(depth: Depth) -> Iterator[Case]:
             ("f64", (1, 4, 3, 3), {"seed": 1}),
             ("f32", (5, 7, 1, 1), {"seed": 1}),
             ("f32", (2, 17, 3, 5), {"seed": 1}),
-            ("f32", (3, 4000), {"seed": 1}),
+            ("f32", (3, 2048), {"seed": 1}),
             ("f64", (16, 2), {"repeat": 512, "seed": 1}),
             ("f32", (64, 2), {"repeat": 2048, "seed": 1}),  # m = 2^17
             ("f16", (64, 2), {"repeat": 512, "seed": 1}),
@@ -207,13 +206,12 @@ def _structure(depth: Depth) -> Iterator[Case]:
             ("bf16", (16, 3), {"data": "constant", "seed": 1}),
             ("f32", (16, 3), {"dy": "constant", "offset": 100.0, "seed": 1}),
             ("f32", (16, 3), {"dy": "like-x", "offset": 10.0, "seed": 1}),
-            ("f32", (16, 3), {"dy": "like-x", "eps": 0.0, "seed": 1}),
+            ("f64", (2, 3), {"seed": 1}),  # P has rank 0: dx is κ times something small
             ("f16", (16, 3), {"dy": "constant", "seed": 1}),
             ("f32", (33, 3), {"data": "step", "offset": 7.0, "seed": 1}),
         ]
     yield from _cross("structure", _FIRST, rows)
-    constant: list[Row] = [("f64", (6, 3), {"data": "constant"}), ("f64", (2, 3), {"eps": 0.0})]
-    yield from _cross("structure", ("rev", *_SECOND), constant[: 1 if depth == "quick" else None])
+    yield from _cross("structure", ("rev", *_SECOND), [("f64", (6, 3), {"data": "constant"})])
     for dtype in ("f32",) if depth == "quick" else ("f32", "f64", *_HALVES):
         for operation in ("forward", "vjp", "jvp"):
             yield Case("structure", operation, dtype, (33, 3), check="permute")
@@ -243,7 +241,7 @@ def _state(depth: Depth) -> Iterator[Case]:
 
 
 def _special(depth: Depth) -> Iterator[Case]:
-    """NaN and infinity in one channel stay there; a variance of zero with ε = 0 stays there too."""
+    """NaN and infinity in one channel stay there; so does a variance of zero with ε = 0."""
     dtypes = ("f32",) if depth == "quick" else ("f32", "f64", "bf16")
     for dtype in dtypes:
         for special in ("nan", "inf", "-inf"):
@@ -254,8 +252,9 @@ def _special(depth: Depth) -> Iterator[Case]:
                 yield Case("special", operation, dtype, (5, 3, 2), special=special)
         for operation in ("rev", "rev_rev", "rev_eval"):
             yield Case("special", operation, dtype, (4, 3), special="nan")
-        for operation in _FIRST:
+        for operation in (*_FIRST, "rev_rev"):  # ε = 0 is a domain question before it is one of digits
             yield Case("special", operation, dtype, (6, 3), data="constant", eps=0.0)
+            yield Case("special", operation, dtype, (6, 3), dy="like-x", eps=0.0)
 
 
 def _types(depth: Depth) -> Iterator[Case]:

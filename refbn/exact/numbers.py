@@ -19,7 +19,7 @@ is zero if and only if a and b are, and two numbers are equal if and only if the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from math import isqrt
 from typing import TypeAlias
@@ -104,8 +104,8 @@ def _sum(p: Part | None, length: int) -> Part | None:
 class Exact:
     """A number a + b·√N, or a vector of such numbers with one N.
 
-    Numbers of one channel share their N; arithmetic between two different ones raises `DomainError`. A number
-    (``length`` None) and a vector combine element by element. A divisor must be a number. ``==`` compares values.
+    Numbers of one channel share their N; arithmetic between two fields raises `DomainError`. A number (``length``
+    None) and a vector combine element by element. A divisor must be a number. ``==`` compares values.
 
     Attributes
     ----------
@@ -154,7 +154,8 @@ class Exact:
 
     def __add__(self, other: Exact | Constant) -> Exact:
         if isinstance(other, Exact):
-            radicand, length = self._shared(other)
+            length, other = self._joined(other), self._matched(other)
+            radicand = self.radicand or other.radicand
             return Exact(_add(self.a, other.a), _add(self.b, other.b), radicand, length)
         if isinstance(other, (int, Fraction)):
             return Exact(_add(self.a, _part(Fraction(other), None)), self.b, self.radicand, self.length)
@@ -176,7 +177,8 @@ class Exact:
 
     def __mul__(self, other: Exact | Constant) -> Exact:
         if isinstance(other, Exact):
-            radicand, length = self._shared(other)
+            length, other = self._joined(other), self._matched(other)
+            radicand = self.radicand or other.radicand
             rational = _add(_multiply(self.a, other.a), _multiply(self.b, other.b, radicand))
             if other is self:
                 irrational = _multiply(self.a, self.b, 2)
@@ -212,13 +214,22 @@ class Exact:
         norm = a * a - b * b * self.radicand
         return Exact(_part(a / norm, None), _part(-b / norm, None), self.radicand, None)
 
-    def _shared(self, other: Exact) -> tuple[int, int | None]:
-        """Return the radicand and the length of a sum or product."""
-        if self.radicand and other.radicand and self.radicand != other.radicand:
-            raise DomainError(f"numbers from two fields: √{self.radicand} and √{other.radicand}")
+    def _joined(self, other: Exact) -> int | None:
+        """Return the length of a sum or product."""
         if self.length is not None and other.length is not None and self.length != other.length:
             raise TypeError(f"vectors of {self.length} and {other.length} elements")
-        return self.radicand or other.radicand, other.length if self.length is None else self.length
+        return other.length if self.length is None else self.length
+
+    def _matched(self, other: Exact) -> Exact:
+        """Return the other number with this one's N, where both have one."""
+        n, k = self.radicand, other.radicand
+        if not n or not k or n == k:
+            return other
+        # √n and √k lie in one field if n·k is a square, and then √k = √(n·k)/n·√n.
+        root = isqrt(n * k)
+        if root * root != n * k:
+            raise DomainError(f"numbers from two fields: √{n} and √{k}")
+        return Exact(other.a, _scaled(other.b, Fraction(root, n)), n, other.length)
 
     # ---- what batch norm needs besides -------------------------------------------------------------------------
 
@@ -302,9 +313,10 @@ class Exact:
             other = Exact.number(other)
         if not isinstance(other, Exact):
             return NotImplemented
-        if self.radicand != other.radicand or self.length != other.length:
+        if self.length != other.length or (self.b is None) != (other.b is None):
             return False
-        return (self - other).is_zero()
+        product = self.radicand * other.radicand
+        return isqrt(product) ** 2 == product and (self - other).is_zero()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -313,13 +325,3 @@ class Exact:
             a, b, radicand = self.parts()
             return f"Exact({a} + {b}·√{radicand})" if b else f"Exact({a})"
         return f"<Exact vector of {self.length}, √{self.radicand}>" if self.b else f"<Exact vector of {self.length}>"
-
-
-def as_ints(values: Iterable[Fraction]) -> tuple[list[int], Fraction]:
-    """Write fractions as integers times one scale."""
-    fractions = list(values)
-    denominator = 1
-    for value in fractions:
-        if denominator % value.denominator:
-            denominator = (denominator * Fraction(value.denominator, denominator).numerator)
-    return [v.numerator * (denominator // v.denominator) for v in fractions], Fraction(1, denominator)

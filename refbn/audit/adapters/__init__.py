@@ -1,0 +1,67 @@
+"""The frameworks that can be audited: a literal, ordered table from names to adapters, loaded when asked for.
+
+To add a framework, write ``refbn/audit/adapters/<name>.py`` with a class that fulfils `_protocol.Adapter`, and add one
+line to `ADAPTERS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, cast
+
+from refbn._errors import DomainError
+from refbn.audit.adapters._protocol import Adapter
+
+__all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "load", "names"]
+
+ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "torch": ("refbn.audit.adapters.torch:Torch", ()),
+    "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
+    "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
+    "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
+    "refbn-reference": ("refbn.audit.adapters.own:Own", ("reference",)),
+    "refbn-exact": ("refbn.audit.adapters.own:Own", ("exact",)),
+}
+"""Name → ("module:class", the class's arguments)."""
+
+BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn")
+"""What is audited when no framework is named; "refbn" is another name of "refbn-native"."""
+
+ZOO = "refbn.audit.adapters.zoo"
+"""The module with our own classic mistakes: its dict ``ZOO`` maps a mistake's name to an adapter class."""
+
+
+def names() -> list[str]:
+    """Return every name that `load` understands, those of the zoo's members included."""
+    return [*ADAPTERS, "zoo", *(f"zoo-{mistake}" for mistake in _zoo())]
+
+
+def load(name: str) -> list[Adapter]:
+    """Return the adapters of a name: one, or for ``"zoo"`` all its members.
+
+    Raises
+    ------
+    DomainError
+        If there is no such framework.
+    """
+    if name == "zoo":
+        return [_member(mistake) for mistake in _zoo()]
+    mistake = name.removeprefix("zoo-")
+    if mistake != name and mistake in _zoo():
+        return [_member(mistake)]
+    if name not in ADAPTERS:
+        raise DomainError(f"framework: {name!r}, expected one of {', '.join(names())}", argument="framework")
+    path, arguments = ADAPTERS[name]
+    module, _, attribute = path.partition(":")
+    return [cast(Adapter, getattr(import_module(module), attribute)(*arguments))]
+
+
+def _member(mistake: str) -> Adapter:
+    """Return one of the zoo, under the name by which it can be asked for again."""
+    adapter = cast(Adapter, _zoo()[mistake]())
+    adapter.name = f"zoo-{mistake}"
+    return adapter
+
+
+def _zoo() -> dict[str, Any]:
+    return cast("dict[str, Any]", import_module(ZOO).ZOO)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refbn._formats import round_to
-from refbn.audit.adapters._protocol import Array, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 
-__all__ = ["Point", "compose"]
+__all__ = ["Point", "answer", "compose"]
 
 Gradients = dict[str, Array]
 Wide = npt.NDArray[np.float64]
@@ -53,6 +53,17 @@ class Point(Protocol):
 
     def curve(self, order: int) -> Sequence[Array]:
         """Return the derivatives 0 … order of y(θ + t·D) with respect to t, elementwise."""
+
+
+def answer(operation: str, point: Point, inputs: Inputs) -> dict[str, Array]:
+    """Answer any operation that keeps no state, but for ``forward``, whose statistics a `Point` does not tell."""
+    if operation == "inference":
+        return {"y": point.y}
+    if operation.startswith("vjp"):
+        return point.backward(inputs.dy)
+    if operation.startswith("jvp"):
+        return {"y_dot": point.jvp()}
+    return compose(OPERATIONS[operation].composition, point, inputs.w)
 
 
 def compose(composition: str, point: Point, w: Array) -> Gradients:

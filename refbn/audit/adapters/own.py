@@ -1,9 +1,9 @@
 """refbn itself, through its public functions, one adapter for each backend.
 
-Each composition uses the pass that is named after it (see `compose`): reverse over reverse `refbn.double_backward`,
-forward over reverse `refbn.hvp`, reverse over forward `refbn.double_backward` again, as the gradient of
-<dy, J D> is that of <D, Jᵀ dy>. Forward over forward is `refbn.taylor` where the backend has it. Three nested
-gradients have no public pass.
+Each composition uses the pass that is named after it: reverse over reverse `refbn.double_backward`, forward over
+reverse `refbn.hvp`, reverse over forward `refbn.double_backward` again, as the gradient of <dy, J D> is that of
+<D, Jᵀ dy>. Forward over forward is `refbn.taylor` where the backend has it. Three nested gradients have no public
+pass.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import numpy as np
 import refbn
 from refbn import backends
 from refbn._formats import FORMATS, round_to
-from refbn.audit.adapters._composed import compose
+from refbn.audit.adapters._composed import answer
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
 __all__ = ["Own"]
 
-_THIRD_ORDER_GRADIENTS = frozenset({"rev_rev_rev", "rev_rev_rev_eval"})
-# y''' is a Taylor coefficient; `refbn.taylor` takes series of x, gamma and beta, not of frozen statistics.
-_BEYOND_EVERY_BACKEND = _THIRD_ORDER_GRADIENTS | {"fwd_fwd_fwd_eval"}
+# Third-order gradients have no pass; `refbn.taylor`, for y''', takes no series of frozen statistics.
+_BEYOND_EVERY_BACKEND = frozenset({"rev_rev_rev", "rev_rev_rev_eval", "fwd_fwd_fwd_eval"})
 
 
 class Own:
@@ -43,18 +42,18 @@ class Own:
     def __init__(self, backend: str) -> None:
         self.backend = backend
         self.name = f"refbn-{backend}"
-
-    @property
-    def operations(self) -> frozenset[str]:
-        """What the backend's passes suffice for."""
-        missing = set(_BEYOND_EVERY_BACKEND)
-        if not self._has_taylor():
-            missing.add("fwd_fwd_fwd")
-        return frozenset(OPERATIONS) - missing
+        try:
+            kernels: Any = backends.load(backend)
+        except ImportError:
+            kernels = None
+        self._installed = kernels is not None
+        self._has_taylor = hasattr(kernels, "taylor")
+        missing = _BEYOND_EVERY_BACKEND if self._has_taylor else _BEYOND_EVERY_BACKEND | {"fwd_fwd_fwd"}
+        self.operations = frozenset(OPERATIONS) - missing
 
     def version(self) -> str | None:
         """Return refbn's version, or None if the backend cannot be imported here."""
-        return refbn.__version__ if self.backend in backends.available() else None
+        return refbn.__version__ if self._installed else None
 
     def set_threads(self, count: int) -> None:
         """Refuse: every pass runs on the calling thread."""
@@ -64,21 +63,11 @@ class Own:
         """Run one operation; see `Adapter.run`."""
         if operation in ("running", "train_eval_train"):
             return self._stateful(operation, inputs)
-        asked = OPERATIONS[operation]
-        point = _OwnPoint(inputs, asked.frozen, self.backend, self._has_taylor())
+        point = _OwnPoint(inputs, OPERATIONS[operation].frozen, self.backend, self._has_taylor)
         if operation == "forward":
             fwd = point.forward
             return {"y": fwd.y, "mean": fwd.mean, "var": fwd.var, "invstd": fwd.invstd}
-        if operation == "inference":
-            return {"y": point.y}
-        if operation.startswith("vjp"):
-            return point.backward(inputs.dy)
-        if operation.startswith("jvp"):
-            return {"y_dot": point.jvp()}
-        return compose(asked.composition, point, inputs.w)
-
-    def _has_taylor(self) -> bool:
-        return self.backend in backends.available() and hasattr(backends.load(self.backend), "taylor")
+        return answer(operation, point, inputs)
 
     def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         layer = refbn.BatchNorm(

@@ -54,7 +54,7 @@ class Torch:
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
-        with _refusals():
+        with _manners():
             return self._run(operation, inputs)
 
     # ---- the function under audit -----------------------------------------------------------------------------
@@ -106,9 +106,9 @@ class Torch:
 
         y = function(*point)
         answer = {"y": _array(y)}
-        if not frozen:
-            # functional.batch_norm keeps its statistics to itself. The operator underneath returns them; they are
-            # the same call's if y is the same.
+        if not frozen and y.numel():
+            # functional.batch_norm keeps its statistics to itself. The operator underneath returns them; they are the
+            # same call's if y is the same. An empty batch takes another path, which knows no statistics.
             x, gamma, beta = point
             again, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, inputs.eps)
             if torch.allclose(again, y, rtol=0, atol=0, equal_nan=True):
@@ -218,9 +218,7 @@ def _tensor(array: Array) -> Tensor:
 
     narrow = array.dtype.name == "bfloat16"
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            tensor = torch.from_numpy(array.view(np.int16) if narrow else array)
+        tensor = torch.from_numpy(array.view(np.int16) if narrow else array)
     except (TypeError, ValueError) as error:  # negative strides, unaligned elements, foreign byte order, dtype
         raise Unsupported(f"torch.from_numpy: {error}") from error
     return tensor.view(torch.bfloat16) if narrow else tensor
@@ -243,11 +241,17 @@ def _gradients(gradients: Tensors) -> dict[str, Array]:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn PyTorch's refusal of a combination of dtypes into `Unsupported`; let everything else through."""
-    try:
-        yield
-    except RuntimeError as error:
-        if str(error).startswith("mixed dtype (CPU)"):
-            raise Unsupported(f"torch: {error}") from error
-        raise
+def _manners() -> Iterator[None]:
+    """Turn PyTorch's refusal of a mixture of dtypes into `Unsupported`, and silence what is not about the result.
+
+    That is a warning on read-only arrays (see `_tensor`) and one on `torch.jit.script`, which `torch.func` calls.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is", category=DeprecationWarning)
+        try:
+            yield
+        except RuntimeError as error:
+            if str(error).startswith("mixed dtype (CPU)"):
+                raise Unsupported(f"torch: {error}") from error
+            raise

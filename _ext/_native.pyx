@@ -1,0 +1,332 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""The C core, one Python method for each of its passes.
+
+Arrays come in through the buffer protocol without a format, which bfloat16 has no letter for; the format is read
+off the dtype. The core trusts its caller, so this module checks what would make it write out of bounds: shapes
+that differ.
+"""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memset
+
+import numpy as np
+
+cdef extern from "refbn.h":
+    enum:
+        REFBN_MAX_NDIM
+        REFBN_STATE_SIZE
+        REFBN_F16
+        REFBN_BF16
+        REFBN_F32
+        REFBN_F64
+
+    ctypedef struct refbn_geometry:
+        Py_ssize_t groups, count
+        int ndim
+        Py_ssize_t extent[REFBN_MAX_NDIM]
+
+    ctypedef struct refbn_tensor:
+        char *data
+        int format
+        Py_ssize_t group_stride
+        Py_ssize_t stride[REFBN_MAX_NDIM]
+
+    ctypedef struct refbn_vector:
+        char *data
+        int format
+        Py_ssize_t stride
+
+    ctypedef struct refbn_call:
+        refbn_geometry geometry
+        double *state
+        double eps
+        refbn_tensor x, dy, x_dot, y, dx
+        refbn_vector gamma, beta, mean, var, invstd
+        refbn_vector gamma_dot, beta_dot, mean_dot, var_dot
+        refbn_vector dgamma, dbeta, dmean, dvar
+        double weight_new[2]
+        double weight_old[2]
+        int unbiased
+
+    ctypedef void (*refbn_pass)(refbn_call *) noexcept nogil
+
+    ctypedef struct refbn_kernels:
+        const char *name
+        refbn_pass forward, backward, jvp, double_backward, hvp, running_update
+        refbn_pass inference, inference_backward, inference_jvp, inference_double_backward, inference_hvp
+
+    const refbn_kernels *refbn_kernels_at(int index) noexcept nogil
+
+
+cdef int _HALF = np.dtype(np.float16).num
+cdef object _empty = np.empty
+cdef enum:
+    _MOST = 24  # buffers of one call
+
+
+cdef class _Call:
+    """One call: its description and the buffers that it holds."""
+
+    cdef refbn_call call
+    cdef Py_buffer held[_MOST]
+    cdef int holds
+
+    def __cinit__(self):
+        memset(&self.call, 0, sizeof(refbn_call))
+
+    def __dealloc__(self):
+        for index in range(self.holds):
+            PyBuffer_Release(&self.held[index])
+
+    cdef Py_buffer *hold(self, object array, bint writable) except NULL:
+        cdef Py_buffer *buffer = &self.held[self.holds]
+        PyObject_GetBuffer(array, buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+        self.holds += 1
+        return buffer
+
+    cdef int format(self, object array, Py_ssize_t itemsize) except -1:
+        if itemsize == 4:
+            return REFBN_F32
+        if itemsize == 8:
+            return REFBN_F64
+        return REFBN_F16 if array.dtype.num == _HALF else REFBN_BF16
+
+    cdef int tensor(self, refbn_tensor *tensor, object array, bint writable=False) except -1:
+        cdef Py_buffer *buffer = self.hold(array, writable)
+        cdef refbn_geometry *geometry = &self.call.geometry
+        cdef int axis
+        if geometry.ndim == 0:
+            if not 2 <= buffer.ndim <= REFBN_MAX_NDIM:
+                raise ValueError(f"a canonical tensor has 2 to {REFBN_MAX_NDIM} axes, not {buffer.ndim}")
+            geometry.ndim = buffer.ndim - 1
+            geometry.groups = buffer.shape[0]
+            geometry.count = 1
+            for axis in range(geometry.ndim):
+                geometry.extent[axis] = buffer.shape[axis + 1]
+                geometry.count *= buffer.shape[axis + 1]
+        elif buffer.ndim != geometry.ndim + 1 or buffer.shape[0] != geometry.groups:
+            raise ValueError("the tensors of a call have one shape")
+        tensor.data = <char *>buffer.buf
+        tensor.format = self.format(array, buffer.itemsize)
+        tensor.group_stride = buffer.strides[0]
+        for axis in range(geometry.ndim):
+            if buffer.shape[axis + 1] != geometry.extent[axis]:
+                raise ValueError("the tensors of a call have one shape")
+            tensor.stride[axis] = buffer.strides[axis + 1]
+        return 0
+
+    cdef int vector(self, refbn_vector *vector, object array, bint writable=False) except -1:
+        cdef Py_buffer *buffer = self.hold(array, writable)
+        if buffer.ndim != 1 or buffer.shape[0] != self.call.geometry.groups:
+            raise ValueError("a vector has one number for each group")
+        vector.data = <char *>buffer.buf
+        vector.format = self.format(array, buffer.itemsize)
+        vector.stride = buffer.strides[0]
+        return 0
+
+    cdef int direction(self, gamma, x_dot, mean_dot, var_dot, gamma_dot) except -1:
+        self.vector(&self.call.gamma, gamma)
+        self.tensor(&self.call.x_dot, x_dot)
+        self.vector(&self.call.mean_dot, mean_dot)
+        self.vector(&self.call.var_dot, var_dot)
+        self.vector(&self.call.gamma_dot, gamma_dot)
+        return 0
+
+    cdef int state(self, object array, bint writable=False) except -1:
+        cdef Py_buffer *buffer = self.hold(array, writable)
+        if (buffer.ndim != 2 or buffer.shape[0] != self.call.geometry.groups
+                or buffer.shape[1] != REFBN_STATE_SIZE or buffer.itemsize != sizeof(double)):
+            raise ValueError("the state of another call")
+        self.call.state = <double *>buffer.buf
+        return 0
+
+    cdef object new_state(self):
+        state = _empty((self.call.geometry.groups, REFBN_STATE_SIZE))
+        self.state(state, True)
+        return state
+
+
+cdef class Kernels:
+    """The passes, compiled for one instruction set. `builds` lists those that this machine can run."""
+
+    cdef const refbn_kernels *kernels
+    cdef readonly str name
+
+    def forward(self, x, gamma, beta, double eps, y, mean, var, invstd):
+        """Run forward; return the state."""
+        cdef _Call c = _Call()
+        c.call.eps = eps
+        c.tensor(&c.call.x, x)
+        c.vector(&c.call.gamma, gamma)
+        c.vector(&c.call.beta, beta)
+        c.tensor(&c.call.y, y, True)
+        c.vector(&c.call.mean, mean, True)
+        c.vector(&c.call.var, var, True)
+        c.vector(&c.call.invstd, invstd, True)
+        state = c.new_state()
+        with nogil:
+            self.kernels.forward(&c.call)
+        return state
+
+    def backward(self, state, x, gamma, dy, dx, dgamma, dbeta):
+        """Run backward."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.vector(&c.call.gamma, gamma)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        c.vector(&c.call.dbeta, dbeta, True)
+        with nogil:
+            self.kernels.backward(&c.call)
+
+    def jvp(self, state, x, gamma, x_dot, gamma_dot, beta_dot, y_dot):
+        """Run jvp."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.vector(&c.call.gamma, gamma)
+        c.tensor(&c.call.x_dot, x_dot)
+        c.vector(&c.call.gamma_dot, gamma_dot)
+        c.vector(&c.call.beta_dot, beta_dot)
+        c.tensor(&c.call.y, y_dot, True)
+        with nogil:
+            self.kernels.jvp(&c.call)
+
+    def double_backward(self, state, x, gamma, dy, ddx, ddgamma, ddbeta, ddy, dx, dgamma):
+        """Run double_backward."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.vector(&c.call.gamma, gamma)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.x_dot, ddx)
+        c.vector(&c.call.gamma_dot, ddgamma)
+        c.vector(&c.call.beta_dot, ddbeta)
+        c.tensor(&c.call.y, ddy, True)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        with nogil:
+            self.kernels.double_backward(&c.call)
+
+    def hvp(self, state, x, gamma, dy, x_dot, gamma_dot, dx, dgamma, dbeta):
+        """Run hvp."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.vector(&c.call.gamma, gamma)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.x_dot, x_dot)
+        c.vector(&c.call.gamma_dot, gamma_dot)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        c.vector(&c.call.dbeta, dbeta, True)
+        with nogil:
+            self.kernels.hvp(&c.call)
+
+    def running_update(self, state, weight_new, weight_old, bint unbiased, running_mean, running_var,
+                       out_mean, out_var):
+        """Blend; each weight is a pair hi, lo of doubles."""
+        cdef _Call c = _Call()
+        c.call.geometry.groups = state.shape[0]
+        c.call.geometry.count = 1  # one number for each group
+        c.state(state)
+        c.call.weight_new[0], c.call.weight_new[1] = weight_new
+        c.call.weight_old[0], c.call.weight_old[1] = weight_old
+        c.call.unbiased = unbiased
+        c.vector(&c.call.mean, running_mean)
+        c.vector(&c.call.var, running_var)
+        c.vector(&c.call.dmean, out_mean, True)
+        c.vector(&c.call.dvar, out_var, True)
+        with nogil:
+            self.kernels.running_update(&c.call)
+
+    def inference(self, x, mean, var, gamma, beta, double eps, y, invstd):
+        """Run inference; return the state."""
+        cdef _Call c = _Call()
+        c.call.eps = eps
+        c.tensor(&c.call.x, x)
+        c.vector(&c.call.mean, mean)
+        c.vector(&c.call.var, var)
+        c.vector(&c.call.gamma, gamma)
+        c.vector(&c.call.beta, beta)
+        c.tensor(&c.call.y, y, True)
+        c.vector(&c.call.invstd, invstd, True)
+        state = c.new_state()
+        with nogil:
+            self.kernels.inference(&c.call)
+        return state
+
+    def inference_backward(self, state, x, gamma, dy, dx, dgamma, dbeta, dmean, dvar):
+        """Run inference_backward."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.vector(&c.call.gamma, gamma)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        c.vector(&c.call.dbeta, dbeta, True)
+        c.vector(&c.call.dmean, dmean, True)
+        c.vector(&c.call.dvar, dvar, True)
+        with nogil:
+            self.kernels.inference_backward(&c.call)
+
+    def inference_jvp(self, state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot):
+        """Run inference_jvp."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.direction(gamma, x_dot, mean_dot, var_dot, gamma_dot)
+        c.vector(&c.call.beta_dot, beta_dot)
+        c.tensor(&c.call.y, y_dot, True)
+        with nogil:
+            self.kernels.inference_jvp(&c.call)
+
+    def inference_double_backward(self, state, x, gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta,
+                                  ddy, dx, dgamma, dmean, dvar):
+        """Run inference_double_backward."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.direction(gamma, ddx, ddmean, ddvar, ddgamma)
+        c.vector(&c.call.beta_dot, ddbeta)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.y, ddy, True)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        c.vector(&c.call.dmean, dmean, True)
+        c.vector(&c.call.dvar, dvar, True)
+        with nogil:
+            self.kernels.inference_double_backward(&c.call)
+
+    def inference_hvp(self, state, x, gamma, dy, x_dot, mean_dot, var_dot, gamma_dot,
+                      dx, dgamma, dbeta, dmean, dvar):
+        """Run inference_hvp."""
+        cdef _Call c = _Call()
+        c.tensor(&c.call.x, x)
+        c.state(state)
+        c.direction(gamma, x_dot, mean_dot, var_dot, gamma_dot)
+        c.tensor(&c.call.dy, dy)
+        c.tensor(&c.call.dx, dx, True)
+        c.vector(&c.call.dgamma, dgamma, True)
+        c.vector(&c.call.dbeta, dbeta, True)
+        c.vector(&c.call.dmean, dmean, True)
+        c.vector(&c.call.dvar, dvar, True)
+        with nogil:
+            self.kernels.inference_hvp(&c.call)
+
+
+cdef tuple _builds():
+    cdef Kernels build
+    found = []
+    while refbn_kernels_at(len(found)) != NULL:
+        build = Kernels.__new__(Kernels)
+        build.kernels = refbn_kernels_at(len(found))
+        build.name = build.kernels.name.decode()
+        found.append(build)
+    return tuple(found)
+
+
+builds = _builds()

@@ -1,0 +1,642 @@
+"""What a case's outputs must be: the exact values, how far off they may be, and where no number is due.
+
+`evaluate` says which derivative of the forward program each operation asks for. It runs twice: over the oracle's exact
+numbers, which gives the truth, and over `refbn.audit.budget.Running` numbers, which gives its bound.
+
+**Where no real number is due.** An infinity or NaN in the inputs makes every output whose formula contains it
+undefined (rule R1 of the backends' contract). Which ones these are follows from the program as well: in the second run
+NaN spreads exactly as far. Either of infinity and NaN is then right, a number is not. A variance and ε that
+are both zero (R2), the statistics of an empty batch, and the m − 1 variance of one element have no value that could be
+asked for: any answer is *free* there, as long as other channels are not touched.
+
+**Empty batches.** Tensors are empty, gradients of parameters are empty sums and so zero, running statistics stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from refbn._formats import BINARY64, Format, load, round_to
+from refbn.audit.adapters._protocol import Inputs
+from refbn.audit.budget import SAFETY, Model, Running
+from refbn.audit.cases import Case, make_inputs
+from refbn.dialects import DIALECTS, Dialect
+from refbn.exact import program
+from refbn.exact.derive import derivatives
+from refbn.exact.numbers import Exact
+from refbn.exact.program import Number
+from refbn.exact.rounding import round_all, round_pairs
+
+__all__ = ["Conventions", "Expected", "alternatives", "evaluate", "expect", "expect_from"]
+
+Array = npt.NDArray[Any]
+Doubles = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=Number)
+
+# Channels are the rows of all arrays here: tensors (C, m) and vectors (C,).
+_TENSORS = ("x", "dy", "w", "x_dot")
+_VECTORS = (
+    "gamma",
+    "beta",
+    "gamma_dot",
+    "beta_dot",
+    "mean",
+    "var",
+    "mean_dot",
+    "var_dot",
+    "running_mean",
+    "running_var",
+)
+# The power of x's unit in each quantity: BN(c·x; c²·ε) = BN(x; ε) gives the rest its unit.
+_UNITS = {"x": 1, "x_dot": 1, "mean": 1, "mean_dot": 1, "running_mean": 1, "var": 2, "var_dot": 2, "running_var": 2}
+_OUTPUT_UNITS = {
+    "mean": 1,
+    "var": 2,
+    "invstd": -1,
+    "dx": -1,
+    "dmean": -1,
+    "dvar": -2,
+    "running_mean": 1,
+    "running_var": 2,
+}
+_VECTOR_OUTPUTS = frozenset(
+    ("mean", "var", "invstd", "dgamma", "dbeta", "dmean", "dvar", "running_mean", "running_var")
+)
+_SUMMED = frozenset(("dgamma", "dbeta", "dmean", "dvar"))
+
+
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """What an adapter's truth depends on beside the case.
+
+    Attributes
+    ----------
+    narrow_attributes : bool
+        Whether ε and momentum are stored as binary32.
+    weighs_new : bool
+        Whether momentum is the weight of the new value.
+    unbiased : bool
+        Whether the running variance takes the batch's with m − 1.
+    differentiates_statistics : bool
+        Whether frozen statistics take part in derivatives.
+    """
+
+    narrow_attributes: bool
+    weighs_new: bool
+    unbiased: bool
+    differentiates_statistics: bool
+
+    @classmethod
+    def of(cls, dialect: Dialect, differentiates_statistics: bool) -> Conventions:
+        """Return those of a dialect."""
+        return cls(
+            narrow_attributes=dialect.attribute_format == "float32",
+            weighs_new=dialect.momentum_weighs == "new",
+            unbiased=dialect.unbiased_running_var,
+            differentiates_statistics=differentiates_statistics,
+        )
+
+    def attribute(self, value: float) -> Fraction:
+        """Return ε or momentum as it is stored."""
+        return Fraction(float(np.float32(value)) if self.narrow_attributes else value)
+
+    def weight(self, momentum: float | None, step: int) -> Fraction:
+        """Return the weight of the new value in one update; ``None`` is the cumulative average."""
+        if momentum is None:
+            return Fraction(1, step)
+        weight = self.attribute(momentum)
+        return weight if self.weighs_new else 1 - weight
+
+    def relevant(self, case: Case) -> Conventions:
+        """Return the same conventions for everything that does not touch the case."""
+        stateful = case.operation in ("running", "train_eval_train")
+        return dataclasses.replace(
+            self,
+            weighs_new=self.weighs_new or not stateful,
+            unbiased=self.unbiased or not stateful,
+            differentiates_statistics=self.differentiates_statistics and case.op.frozen,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """The truth of one output, for one period of a repeated case.
+
+    Attributes
+    ----------
+    name : str
+        The output.
+    form, param_form : Format
+        The formats of the case's tensors and of its parameters.
+    full_shape : tuple of int
+        The shape that the output must have, repetitions included.
+    exact : tuple of Exact
+        The exact values of one repetition, a vector or a number for each channel.
+    factor : int
+        The power of two that they are to be multiplied by: the repetitions that a sum runs over.
+    high, low : ndarray
+        Their binary64 approximation high + low, in the output's shape.
+    bound : ndarray
+        What a competent implementation may be off before it stores the result.
+    size : ndarray
+        The size of the terms, see `refbn.audit.budget`.
+    nonfinite, free : ndarray of bool
+        Where infinity or NaN is due, and where anything is right.
+    no_rounding : bool
+        Whether no competent implementation rounds before it stores the result.
+    """
+
+    name: str
+    form: Format
+    param_form: Format
+    full_shape: tuple[int, ...]
+    exact: tuple[Exact, ...]
+    factor: int
+    high: Doubles
+    low: Doubles
+    bound: Doubles
+    size: Doubles
+    nonfinite: Mask
+    free: Mask
+    no_rounding: bool
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the output has one value for each channel."""
+        return self.name in _VECTOR_OUTPUTS
+
+    def output_format(self, came: Format) -> Format:
+        """Return the format to judge by: the one that the output should have, or a narrower one of an input's.
+
+        A wider one is allowed, and is judged as if it had been rounded. One narrower than all inputs' is not.
+        """
+        due = self.param_form if self.is_vector else self.form
+        narrowest = min(self.form, self.param_form, key=lambda f: f.precision)
+        return came if narrowest.precision <= came.precision <= due.precision else due
+
+    def rounded(self, form: Format) -> Doubles:
+        """Return the exact values correctly rounded to a format, as binary64, NaN where infinity or NaN is due."""
+        return _rounded(self, form)
+
+    def limit(self, form: Format) -> Doubles:
+        """Return the bound of the error, the rounding of the output included."""
+        rounded = self.rounded(form)
+        if self.no_rounding:
+            return np.abs((rounded - self.high) - self.low)
+        _, exponent = np.frexp(self.high)
+        half_ulp = np.ldexp(0.5, np.clip(exponent - 1, form.emin, form.emax) - form.precision + 1)
+        return np.asarray(SAFETY * self.bound + half_ulp)
+
+    def channel_max(self, values: Doubles) -> Doubles:
+        """Return the largest value of each channel, ready to be broadcast against an output."""
+        if self.is_vector or values.size == 0:
+            return values
+        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+        return np.asarray(values.max(axis=axes, keepdims=True))
+
+
+@lru_cache(maxsize=256)
+def _rounded(expected: Expected, form: Format) -> Doubles:
+    values = _assemble([round_all(row, form) for row in expected.exact], expected.high.shape)
+    if expected.factor > 1:  # a power of two: only the range needs a second look
+        values = round_to(values * expected.factor, form.dtype).astype(np.float64)
+    return np.where(expected.nonfinite | expected.free, np.nan, values)
+
+
+def expect(case: Case, conventions: Conventions) -> dict[str, Expected]:
+    """Return the truth of every output of a case's operation."""
+    return _expect(dataclasses.replace(case, check=""), conventions.relevant(case))
+
+
+def alternatives(case: Case, output: str, conventions: Conventions, far_off: bool) -> Iterator[tuple[str, Expected]]:
+    """Yield the truth of an output under other named conventions, each with a phrase that names it.
+
+    Parameters
+    ----------
+    case, output, conventions
+        What was asked, and what the adapter declares.
+    far_off : bool
+        Whether the result is off by more than a convention about the last digits could explain.
+    """
+    if output in ("var", "invstd"):
+        for name, expected in _statistics_by_name(case, expect(case, conventions)):
+            if name != output:
+                yield f"{name} in place of {output}", expected
+    changes: list[dict[str, bool]] = []
+    if output in ("running_mean", "running_var", "y_eval"):
+        flips = [
+            {"unbiased": not conventions.unbiased},
+            {"weighs_new": not conventions.weighs_new},
+            {"narrow_attributes": not conventions.narrow_attributes},
+        ]
+        changes += flips + [{**a, **b} for i, a in enumerate(flips) for b in flips[i + 1 :]]
+    elif not far_off:
+        changes.append({"narrow_attributes": not conventions.narrow_attributes})
+    for change in changes:
+        other = dataclasses.replace(conventions, **change)
+        if other.relevant(case) == conventions.relevant(case):
+            continue
+        yield f"{output} {_phrase(change)}", expect(case, other)[output]
+
+
+def _phrase(change: Mapping[str, bool]) -> str:
+    words = {
+        ("unbiased", True): "with m − 1",
+        ("unbiased", False): "with m",
+        ("weighs_new", True): "with momentum weighing the new value",
+        ("weighs_new", False): "with momentum weighing the old value",
+        ("narrow_attributes", True): "with attributes stored as binary32",
+        ("narrow_attributes", False): "with attributes stored as binary64",
+    }
+    parts = []
+    for field, value in change.items():
+        sharing = [d.name for d in DIALECTS.values() if getattr(Conventions.of(d, False), field) is value]
+        parts.append(f"{words[field, value]}: {', '.join(sharing)} dialect{'s' if len(sharing) > 1 else ''}")
+    return "; ".join(parts)
+
+
+# ---- the definition of each operation ------------------------------------------------------------------------------
+
+
+def evaluate(
+    operation: str,
+    frozen: bool,
+    composition: str,
+    values: Mapping[str, T],
+    eps: Fraction,
+    one: T,
+    differentiates_statistics: bool,
+    stores: bool,
+) -> dict[str, T | None]:
+    """Return the outputs of one operation that keeps no state; None is a structural zero.
+
+    Parameters
+    ----------
+    operation, frozen, composition
+        As in `Operation`.
+    values : mapping
+        The inputs by name, numbers and vectors of any kind.
+    eps : Fraction
+        ε.
+    one : T
+        The number 1. With an error bound it stands for one rounding: multiplying by it rounds a value, and on the way
+        back its cotangent.
+    differentiates_statistics : bool
+        Whether frozen mean and var move along their directions.
+    stores : bool
+        Whether y passes through ``one`` in compositions.
+    """
+    names = ("x", "gamma", "beta", "mean", "var") if frozen else ("x", "gamma", "beta")
+    point = {name: values[name] for name in names}
+    definition = program.frozen if frozen else program.batch_norm
+    moving = names if differentiates_statistics else names[:3]
+    directions = {name: values[f"{name}_dot"] for name in moving}
+    if composition == "":
+        y = definition(**point, eps=eps)
+        if frozen:
+            return {"y": y}
+        mean, _, var = program.moments(values["x"])
+        return {"y": y, "mean": mean, "var": var, "invstd": program.invstd(var, eps)}
+    given: dict[str, T | Fraction] = {**point, "eps": eps}
+    if operation.startswith("vjp"):
+        found = derivatives(definition, given, cotangent=values["dy"], wanted=names)
+        return {f"d{name}": found.gradient[name] for name in names}
+    if operation.startswith("jvp"):
+        return {"y_dot": derivatives(definition, given, order=1, directions=directions).value}
+
+    def composed(w: T, one: T, **inputs: T) -> T:
+        y = definition(**inputs)
+        return program.cubic(y * one if stores else y) * w
+
+    inputs: dict[str, T | Fraction] = {**given, "w": values["w"], "one": one}
+    modes = composition.split("-")
+    if "rev" not in modes:
+        return {"value": derivatives(composed, inputs, order=len(modes), directions=directions).value}
+    found = derivatives(composed, inputs, order=len(modes) - 1, directions=directions, cotangent=one, wanted=names)
+    return {f"d{name}": found.gradient[name] for name in names}
+
+
+def _updated(old: tuple[T, T], batch: T, count: int, weight: Fraction, unbiased: bool) -> tuple[T, T]:
+    """Return the running mean and variance after one batch."""
+    mean, _, var = program.moments(batch)
+    if unbiased and count > 1:
+        var = program.unbiased(var, count)
+    return program.blend(old[0], mean, weight), program.blend(old[1], var, weight)
+
+
+def _stateful(
+    operation: str,
+    values: Mapping[str, T],
+    batches: list[T],
+    count: int,
+    eps: Fraction,
+    momentum: float | None,
+    conventions: Conventions,
+    store: Callable[[T], T],
+) -> dict[str, T | None]:
+    """Return the outputs of an operation that keeps state; `store` keeps a number from one batch to the next."""
+    running = values["running_mean"], values["running_var"]
+    trained = batches if operation == "running" else batches[:1]
+    for step, batch in enumerate(trained, start=1):
+        mean, var = _updated(running, batch, count, conventions.weight(momentum, step), conventions.unbiased)
+        running = store(mean), store(var)
+    if operation == "running":
+        return {"running_mean": running[0], "running_var": running[1]}
+    gamma, beta = values["gamma"], values["beta"]
+    y = program.batch_norm(batches[0], gamma, beta, eps)
+    return {"y_train": y, "y_eval": program.frozen(batches[1], *running, gamma, beta, eps), "y_again": y}
+
+
+# ---- both runs, and their results side by side ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The inputs with channels as rows, in binary64, infinities as NaN; and which channels are special."""
+
+    values: dict[str, Doubles]
+    batches: list[Doubles]
+    tainted: Mask
+    """Channels with an infinity or NaN in an input."""
+    singular: Mask
+    """Channels in which variance + ε is zero."""
+
+
+def _rows(case: Case, inputs: Inputs, eps: Fraction) -> _Rows:
+    def tensor(array: Array) -> Doubles:
+        period = array[: case.shape[0]]
+        return np.moveaxis(load(period), 1, 0).reshape(case.shape[1], -1)
+
+    values = {name: tensor(getattr(inputs, name)) for name in _TENSORS}
+    values |= {name: load(getattr(inputs, name)) for name in _VECTORS}
+    batches = [tensor(batch) for batch in inputs.batches]
+    tainted = np.zeros(case.shape[1], bool)
+    for array in (*values.values(), *batches):
+        tainted |= np.isnan(array).reshape(len(array), -1).any(axis=1)
+    singular = np.zeros(case.shape[1], bool)
+    if eps == 0:
+        singular = values["var"] == 0 if case.op.frozen else (values["x"] == values["x"][:, :1]).all(axis=1)
+    return _Rows(values, batches, tainted, singular)
+
+
+@lru_cache(maxsize=64)
+def _expect(case: Case, conventions: Conventions) -> dict[str, Expected]:
+    return expect_from(case, make_inputs(case), conventions)
+
+
+def expect_from(case: Case, inputs: Inputs, conventions: Conventions) -> dict[str, Expected]:
+    """Return the truth for given inputs; they need not be the case's own, but of its shape, formats and ε."""
+    eps = conventions.attribute(case.eps)
+    rows = _rows(case, inputs, eps)
+    if case.shape[1] and not case.op.frozen and case.count == 0:
+        return _of_nothing(case, rows)
+    exact = _exactly(case, rows, eps, conventions)
+    measured = _running(case, rows, eps, conventions, centred=False)
+    centred = _running(case, rows, eps, conventions, centred=True)
+    return {name: _side_by_side(case, rows, name, exact[name], measured[name], centred[name]) for name in exact}
+
+
+def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -> dict[str, tuple[Exact, ...]]:
+    """Run the definition over exact numbers, channel by channel.
+
+    Values that are not finite stand as 0, and a channel without variance gets some: what comes out for them is masked.
+    """
+    columns: dict[str, list[Exact]] = {}
+    for channel in range(case.shape[1]):
+        values = {name: _exact(array[channel]) for name, array in rows.values.items()}
+        batches = [_exact(batch[channel]) for batch in rows.batches]
+        if rows.singular[channel]:
+            values["x"] = Exact.vector(range(rows.values["x"].shape[1]))
+            values["var"] = Exact.number(1)
+        found: dict[str, Exact | None]
+        if case.op.composition == "" and case.operation not in ("forward", "inference"):
+            found = _stateful(
+                case.operation, values, batches, case.count, eps, case.momentum, conventions, lambda number: number
+            )
+        else:
+            found = evaluate(
+                case.operation,
+                case.op.frozen,
+                case.op.composition,
+                values,
+                eps,
+                Exact.number(1),
+                conventions.differentiates_statistics,
+                False,
+            )
+        if rows.singular[channel] and "mean" in found:  # these two exist all the same
+            found["mean"], _, found["var"] = program.moments(_exact(rows.values["x"][channel]))
+        for name, number in found.items():
+            length = None if name in _VECTOR_OUTPUTS else rows.values["x"].shape[1]
+            columns.setdefault(name, []).append(Exact.zeros(length) if number is None else number)
+    return {name: tuple(column) for name, column in columns.items()}
+
+
+def _running(
+    case: Case, rows: _Rows, eps: Fraction, conventions: Conventions, centred: bool
+) -> dict[str, tuple[Doubles, Doubles, Doubles]]:
+    """Run the definition over numbers with errors, all channels at once; return value, error and size.
+
+    With ``centred`` the mean is subtracted from the data first: BN does not see it, and sizes must not.
+    """
+    model = Model.of(case.format, case.count)
+    values, batches = dict(rows.values), list(rows.batches)
+    values["x"] = np.where(rows.singular[:, None], 0.0, values["x"])
+    if centred:
+        shift = values["mean"] if case.op.frozen else _row_means(values["x"])
+        values["x"] = values["x"] - shift[:, None]
+        values["mean"] = values["mean"] - shift
+        batches = [batch - _row_means(batch)[:, None] for batch in batches]
+    # B5: data of another magnitude are scaled by a power of two, which changes no digit.
+    exponent = 0
+    if case.format is BINARY64 and (reach := _exponent(values["x"])) is not None and abs(reach) > 200:
+        exponent = reach
+        for name, unit in _UNITS.items():
+            values[name] = np.ldexp(values[name], -exponent * unit)
+        batches = [np.ldexp(batch, -exponent) for batch in batches]
+        eps = eps * Fraction(4) ** -exponent
+    numbers = {name: Running.given(model, array) for name, array in values.items()}
+    found: dict[str, Running | None]
+    with np.errstate(all="ignore"):
+        if case.op.composition == "" and case.operation not in ("forward", "inference"):
+            found = _stateful(
+                case.operation,
+                numbers,
+                [Running.given(model, batch) for batch in batches],
+                case.count,
+                eps,
+                case.momentum,
+                conventions,
+                lambda number: number.stored(case.param_format.unit_roundoff),
+            )
+        else:
+            one = Running.given(model, np.ones(case.shape[1]))
+            rounding_one = one.stored(case.format.unit_roundoff)
+            stores = case.format.unit_roundoff > model.u
+            found = evaluate(
+                case.operation,
+                case.op.frozen,
+                case.op.composition,
+                numbers,
+                eps,
+                rounding_one if stores else one,
+                conventions.differentiates_statistics,
+                stores,
+            )
+    shape = rows.values["x"].shape
+    results = {}
+    for name, number in found.items():
+        if number is None:
+            zero = np.zeros((shape[0], 1 if name in _VECTOR_OUTPUTS else shape[1]))
+            results[name] = (zero, zero, zero)
+        else:
+            back = exponent * _OUTPUT_UNITS.get(name, 0)
+            with np.errstate(over="ignore", under="ignore"):
+                results[name] = (
+                    np.ldexp(number.value, back),
+                    np.ldexp(number.error, back),
+                    np.ldexp(number.size, back),
+                )
+    return results
+
+
+def _side_by_side(
+    case: Case,
+    rows: _Rows,
+    name: str,
+    exact: tuple[Exact, ...],
+    measured: tuple[Doubles, Doubles, Doubles],
+    centred: tuple[Doubles, Doubles, Doubles],
+) -> Expected:
+    vector = name in _VECTOR_OUTPUTS
+    shape = case.shape[1:2] if vector else case.shape
+    factor = case.repeat if name in _SUMMED else 1
+    full_shape = shape if vector else (case.shape[0] * case.repeat, *case.shape[1:])
+    lost = _assemble(list(np.isnan(measured[0])), shape).astype(bool)
+    tainted, singular = (
+        _assemble(list(np.broadcast_to(mask[:, None], measured[0].shape)), shape).astype(bool)
+        for mask in (rows.tainted, rows.singular)
+    )
+    pairs = [round_pairs(row) for row in exact]
+    bound, size = (_assemble(list(part), shape) * factor for part in (measured[1], centred[2]))
+    free = ~np.isfinite(_assemble(list(measured[0]), shape)) & singular & ~tainted
+    if case.operation == "forward" and name in ("mean", "var") and rows.singular.any():
+        # The second run has seen zeros here. A mean may be an ulp or two off the constant, a variance that squared.
+        slack = 2 * Model.of(case.format, case.count).u * np.abs(_row_means(rows.values["x"]))
+        bound = np.where(rows.singular, slack if name == "mean" else slack * slack, bound)
+    if name == "running_var" and case.count == 1:
+        free = np.ones(shape, bool)
+    return Expected(
+        name=name,
+        form=case.format,
+        param_form=case.param_format,
+        full_shape=full_shape,
+        exact=exact,
+        factor=factor,
+        high=_assemble([high for high, _ in pairs], shape) * factor,
+        low=_assemble([low for _, low in pairs], shape) * factor,
+        bound=np.where(np.isnan(bound), np.inf, bound),
+        size=size,
+        nonfinite=lost & tainted,
+        free=free,
+        no_rounding=case.data == "integers"
+        and name in ("mean", "var")
+        and (case.offset, case.scale) == (0.0, 1.0)
+        and case.count & (case.count - 1) == 0,
+    )
+
+
+def _of_nothing(case: Case, rows: _Rows) -> dict[str, Expected]:
+    """The outputs of training on an empty batch, which has no statistics."""
+    channels = case.shape[1:2]
+    truths = {}
+    for name in case.op.outputs:
+        vector = name in _VECTOR_OUTPUTS
+        shape = channels if vector else case.shape
+        value = rows.values[name] if name in rows.values and name.startswith("running") else np.zeros(channels)
+        exact = tuple(_exact(v) for v in value) if vector else (Exact.zeros(0),) * channels[0]
+        truths[name] = Expected(
+            name=name,
+            form=case.format,
+            param_form=case.param_format,
+            full_shape=shape,
+            exact=exact,
+            factor=1,
+            high=value if vector else np.zeros(shape),
+            low=np.zeros(shape),
+            bound=np.zeros(shape),
+            size=np.abs(value) if vector else np.zeros(shape),
+            nonfinite=np.zeros(shape, bool),
+            free=np.full(shape, name in ("mean", "var", "invstd")),
+            no_rounding=False,
+        )
+    return truths
+
+
+def _statistics_by_name(case: Case, truth: Mapping[str, Expected]) -> Iterator[tuple[str, Expected]]:
+    """Yield what frameworks hand out under the names var and invstd."""
+    var = truth["var"]
+    yield "var", var
+    yield "invstd", truth["invstd"]
+    if case.count > 1:
+        factor = Fraction(case.count, case.count - 1)
+        exact = tuple(program.unbiased(row, case.count) for row in var.exact)
+        pairs = [round_pairs(row) for row in exact]
+        yield (
+            "the variance with m − 1",
+            dataclasses.replace(
+                var,
+                exact=exact,
+                high=_assemble([high for high, _ in pairs], var.high.shape),
+                low=_assemble([low for _, low in pairs], var.high.shape),
+                bound=(var.bound + Model.of(case.format, 1).u * np.abs(var.high)) * float(factor),
+                no_rounding=False,
+            ),
+        )
+
+
+# ---- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _exact(values: Doubles | np.float64) -> Exact:
+    """Return a row as an exact vector, one value as an exact number; what is not finite becomes 0."""
+    finite = np.where(np.isfinite(values), values, 0.0)
+    mantissas, exponents = np.frexp(finite)
+    integers = np.ldexp(mantissas, 53).astype(np.int64)
+    exponents = np.where(integers == 0, 0, exponents.astype(np.int64) - 53)
+    lowest = int(exponents.min(initial=0))
+    shifted = [int(i) << int(e) for i, e in zip(integers.flat, (exponents - lowest).flat, strict=True)]
+    scale = Fraction(2) ** lowest
+    return Exact.vector(shifted, scale) if finite.ndim else Exact.number(shifted[0] * scale)
+
+
+def _assemble(parts: list[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return rows of channels, or one value of each, in an output's shape."""
+    rows = np.stack([np.atleast_1d(part) for part in parts])
+    if len(shape) == 1:
+        return rows[:, 0]
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape[1], shape[0], *shape[2:]), 0, 1))
+
+
+def _row_means(rows: Doubles) -> Doubles:
+    if rows.shape[1] == 0:
+        return np.zeros(len(rows))
+    first = np.where(np.isfinite(rows[:, :1]), rows[:, :1], 0.0)  # what makes the mean of a constant exact
+    return np.asarray((first + (rows - first).mean(axis=1, keepdims=True))[:, 0])
+
+
+def _exponent(rows: Doubles) -> int | None:
+    """Return the exponent of the largest finite magnitude, None if there is none."""
+    finite = np.abs(rows[np.isfinite(rows)])
+    largest = finite.max(initial=0.0)
+    return math.frexp(largest)[1] if largest else None

@@ -1,0 +1,1 @@
+"""Evidence about refbn itself, run from a checkout: ``python -m validation.NAME``. See ``validation/README.md``."""
