@@ -115,20 +115,19 @@ static inline double refbn_xd_round(refbn_xd a, int format)
         quantum = smallest[format] - a.exponent;
     if (quantum > 2) /* below half of the smallest number; its sign survives */
         return a.hi < 0.0 ? -0.0 : 0.0;
-    double rounded = a.hi;
+    const double sign = a.hi < 0.0 ? -1.0 : 1.0, hi = a.hi * sign, lo = a.lo * sign;
+    double rounded = hi;
     if (quantum > -52) {
-        /* hi to the nearest multiple of 2^quantum; where hi is a midpoint, lo decides. */
-        const double magic = 1.5 * refbn_power_of_two(52 + quantum), half = refbn_power_of_two(quantum - 1);
-        rounded = (a.hi + magic) - magic;
-        const double rest = a.hi - rounded;
-        if (rest == half && a.lo > 0.0)
+        /* hi to the nearest multiple of 2^quantum, for hi < 2 <= magic; where hi is a midpoint, lo decides. */
+        const double magic = refbn_power_of_two(52 + quantum), half = refbn_power_of_two(quantum - 1);
+        rounded = (hi + magic) - magic;
+        const double rest = hi - rounded;
+        if (rest == half && lo > 0.0)
             rounded += 2.0 * half;
-        else if (rest == -half && a.lo < 0.0)
+        else if (rest == -half && lo < 0.0)
             rounded -= 2.0 * half;
-        if (rounded == 0.0)
-            return a.hi < 0.0 ? -0.0 : 0.0;
     }
-    return refbn_times_power(rounded, a.exponent);
+    return refbn_times_power(rounded * sign, a.exponent);
 }
 
 typedef struct {

@@ -97,8 +97,8 @@ def load(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     An infinity is no real number, so nothing computed from one has an exact value: by the contract's rule R1
     it behaves as NaN from here on. ``a + (a − a)`` does that without a branch.
     """
-    a = array.astype(np.float64)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # a signalling NaN complains already when it is converted
+        a = array.astype(np.float64)
         return np.asarray(a + (a - a))
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NoReturn
 
 import numpy as np
@@ -230,7 +230,7 @@ def momentum(value: Any, dialect: dialects.Dialect) -> float | None:
 def _real(value: Any, argument: str, label: str) -> float:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, Fraction, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         fail(DtypeError, argument, label, f"{value!r}, expected a real number")
     try:
         return float(value)

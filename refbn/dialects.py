@@ -8,10 +8,12 @@ an adapter's to know which statistics to expect, and the others to explain a dev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 __all__ = ["DIALECTS", "Dialect"]
 
@@ -85,6 +87,8 @@ class Dialect:
 
         ``momentum=None`` is the cumulative average, for dialects that have one.
         """
+        from fractions import Fraction  # here, since it brings decimal: a tenth of refbn's import time
+
         if momentum is None:
             return Fraction(1, step), True
         return Fraction(self.attribute(momentum)), self.momentum_weighs == "new"

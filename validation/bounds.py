@@ -27,7 +27,7 @@ from refbn import backends
 from refbn._formats import BINARY64, FORMATS, Format
 from refbn._types import Array
 from validation import report
-from validation.cases import Batch, batches
+from validation.cases import CASES_HELP, Batch, batches
 from validation.formulas import OPERATIONS
 from validation.passes import bound_all, exact_all, run_all
 
@@ -146,7 +146,7 @@ def check(task: tuple[str, int, range, tuple[str, ...]]) -> Findings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check, print a table, write the result; 1 if a bound is violated."""
     parser = report.parser(__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="per operation and format")
+    parser.add_argument("--cases", type=int, default=11_000, help=CASES_HELP)
     parser.add_argument("--seed", type=int, default=0)
     bounded = [name for name in backends.available() if name != "exact"]
     parser.add_argument("--backends", nargs="+", default=bounded, help="whom to compare with the oracle")

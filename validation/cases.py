@@ -17,7 +17,7 @@ import numpy.typing as npt
 from refbn._formats import BFLOAT16, BINARY16, BINARY32, BINARY64, FORMATS, Format, round_to
 from refbn._types import Array
 
-__all__ = ["EPSILONS", "FAMILIES", "SCALARS", "VECTORS", "Batch", "Channel", "batches", "draw", "parse"]
+__all__ = ["CASES_HELP", "EPSILONS", "FAMILIES", "SCALARS", "VECTORS", "Batch", "Channel", "batches", "draw", "parse"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -27,6 +27,8 @@ _SMALL = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16)
 _SMALL_WEIGHTS = (0.03, 0.1, 0.12, 0.16, 0.12, 0.1, 0.1, 0.12, 0.07, 0.05, 0.03)
 _LARGE = (24, 33, 40)
 _HUNDREDS = (128, 200, 331)
+
+CASES_HELP = "channels per operation and format; some 4 % have v + eps = 0, where little has a value"
 
 VECTORS = ("x", "dy", "x_dot")
 SCALARS = ("gamma", "beta", "gamma_dot", "beta_dot", "mean", "var", "mean_dot", "var_dot")

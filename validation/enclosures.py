@@ -29,7 +29,7 @@ from flint import arb, fmpq
 from refbn._formats import FORMATS, Format
 from refbn._types import Array
 from validation import report
-from validation.cases import SCALARS, VECTORS, Batch, Channel, batches, parse, stack
+from validation.cases import CASES_HELP, SCALARS, VECTORS, Batch, Channel, batches, parse, stack
 from validation.formulas import OPERATIONS, Inputs, Surd, Values, projector_route, statistics_route, surd_root
 from validation.passes import run_all
 
@@ -258,7 +258,7 @@ def check(task: tuple[str, int, range, str]) -> Findings:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check, print a table, write the result; 1 if anything disagrees."""
     parser = report.parser(__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="per operation and format")
+    parser.add_argument("--cases", type=int, default=11_000, help=CASES_HELP)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="exact", help="another one shows how often it does not round correctly")
     parser.add_argument("--case", help="FORMAT:SEED:INDEX: judge this one only and write nothing")

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
-from math import factorial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -604,68 +603,53 @@ def gradients_of_backward_with_frozen_statistics() -> None:
 
 
 # ---- Taylor series ---------------------------------------------------------------------------------------------------
-# x(t) = x + u·t + g·t² + z·t³. Coefficients come from differentiating at t = 0, the definition of a Taylor series.
+# x(t) = x + u·t + g·t² + z·t³, and all is compared up to t³. A series is known by an equation that determines it: the
+# root by its square (and the sign of s_0), the quotient by its product with the root.
 
 T = sympy.Symbol("t")
 ORDER = 3
-X_SERIES = [X, X_DOT, DY, DY_DOT]
-GAMMA_SERIES, BETA_SERIES = vector("gamma_", ORDER + 1), vector("beta_", ORDER + 1)
+X_SERIES = (X, X_DOT, DY, DY_DOT)
+
+
+def polynomial(series: Any) -> Any:
+    return sum(c * T**k for k, c in enumerate(series))
 
 
 def coefficients(value: Any) -> list[Any]:
-    """Return the Taylor coefficients of an expression in t and s, where s² = v(t) + ε."""
-    value = sympy.expand(value)
-    d = _curve_d()
-    v_dot = sympy.expand(sympy.diff(mean(d * d), T))
-    series = []
-    for k in range(ORDER + 1):
-        series.append(value.subs(T, 0) / factorial(k))
-        value = sympy.expand(sympy.diff(value, T) + sympy.diff(value, S) * v_dot / (2 * S))
-    return series
-
-
-@cache
-def _curve_d() -> Tensor:
-    x = sum(c * T**k for k, c in enumerate(X_SERIES))
-    return expanded(x - mean(x))
-
-
-@cache
-def _series() -> tuple[list[Tensor], list[Any], list[Any], list[Tensor], list[Tensor]]:
-    """Run the printed recurrences."""
-    d = [x - mean(x) for x in X_SERIES]
-    v = [sum(mean(d[i] * d[k - i]) for i in range(k + 1)) for k in range(ORDER + 1)]
-    s: list[Any] = [S]
-    for k in range(1, ORDER + 1):
-        s.append(sympy.expand((v[k] - sum(s[i] * s[k - i] for i in range(1, k))) / (2 * s[0])))
-    xhat: list[Tensor] = []
-    for k in range(ORDER + 1):
-        xhat.append(expanded((d[k] - sum(s[i] * xhat[k - i] for i in range(1, k + 1))) / s[0]))
-    y = [sum(GAMMA_SERIES[i] * xhat[k - i] for i in range(k + 1)) + BETA_SERIES[k] for k in range(ORDER + 1)]
-    return d, v, s, xhat, y
+    return [sympy.expand(value).coeff(T, k) for k in range(ORDER + 1)]
 
 
 @proves("T1", "T2")
 def series_of_deviations_and_variance() -> None:
-    d, v, *_ = _series()
-    curve = _curve_d()
+    curve = polynomial(X_SERIES)
+    curve = curve - mean(curve)
+    d = [center(x[None, :])[0][0] for x in X_SERIES]
     for i in range(M):
         equal([c[i] for c in d], coefficients(curve[i]))
+    v = [sum(mean(d[i] * d[k - i]) for i in range(k + 1)) for k in range(ORDER + 1)]
     equal(v, coefficients(mean(curve * curve)))
 
 
 @proves("T3")
 def series_of_the_root() -> None:
-    equal(_series()[2], coefficients(S))
+    v = sympy.symbols(f"v0:{ORDER + 1}")
+    eps = S**2 - v[0]
+    s: list[Any] = [S]
+    for k in range(1, ORDER + 1):
+        s.append((v[k] - sum(s[i] * s[k - i] for i in range(1, k))) / (2 * s[0]))
+    equal(coefficients(polynomial(s) ** 2), coefficients(polynomial(v) + eps))
 
 
 @proves("T4", "T5")
 def series_of_the_output() -> None:
-    *_, xhat, y = _series()
-    gamma, beta = (sum(c * T**k for k, c in enumerate(series)) for series in (GAMMA_SERIES, BETA_SERIES))
-    curve = _curve_d()
-    equal([c[0] for c in xhat], coefficients(curve[0] / S))
-    equal([c[0] for c in y], coefficients(gamma * curve[0] / S + beta))
+    d, gamma, beta = (sympy.symbols(f"{name}0:{ORDER + 1}") for name in ("d", "gamma", "beta"))
+    s = (S, *sympy.symbols(f"s1:{ORDER + 1}"))
+    xhat: list[Any] = []
+    for k in range(ORDER + 1):
+        xhat.append(sympy.expand((d[k] - sum(s[i] * xhat[k - i] for i in range(1, k + 1))) / s[0]))
+    equal(coefficients(polynomial(s) * polynomial(xhat)), d)
+    y = [sum(gamma[i] * xhat[k - i] for i in range(k + 1)) + beta[k] for k in range(ORDER + 1)]
+    equal(y, coefficients(polynomial(gamma) * polynomial(xhat) + polynomial(beta)))
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

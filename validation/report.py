@@ -77,17 +77,21 @@ def write(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> P
 def spread(
     work: Callable[[_Task], _Part], tasks: Sequence[_Task], *, processes: int | None = None, label: str = "cases"
 ) -> Iterator[_Part]:
-    """Yield ``work(task)`` as the tasks finish, in several processes, with a progress bar on a terminal."""
+    """Yield ``work(task)`` as the tasks finish, in several processes; show a progress bar, or a line for each tenth."""
     count = processes or min(os.cpu_count() or 1, 2)
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console, disable=not _console.is_terminal) as progress:
         bar = progress.add_task(label, total=len(tasks))
-        if count == 1:
-            for task in tasks:
-                yield work(task)
-                progress.advance(bar)
-            return
-        with multiprocessing.get_context("spawn").Pool(count) as pool:
-            for part in pool.imap_unordered(work, tasks):
-                yield part
-                progress.advance(bar)
+        for done, part in enumerate(_finished(work, tasks, count), 1):
+            yield part
+            progress.advance(bar)
+            if not _console.is_terminal and done * 10 // len(tasks) > (done - 1) * 10 // len(tasks):
+                print(f"{label}: {done} of {len(tasks)}", flush=True)
+
+
+def _finished(work: Callable[[_Task], _Part], tasks: Sequence[_Task], processes: int) -> Iterator[_Part]:
+    if processes == 1:
+        yield from map(work, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(work, tasks)

@@ -16,7 +16,9 @@ R3. m = 1 follows the formulas: var = 0, x̂ = 0, y = beta, dx = 0.
 R4. A result that is exactly zero is +0.
 R5. A finite exact result beyond the largest number of the output's format becomes ±inf, as rounding to nearest
     says.
-R6. m = 0 occurs with frozen statistics only (training refuses it): tensors are empty, sums are 0.
+R6. m = 0 occurs with frozen statistics only (training refuses it): tensors are empty, and sums are 0 whatever R1
+    and R2 say of the numbers that nothing was multiplied with.
+R7. A Taylor coefficient y_k contains the coefficients 0 … k of its inputs.
 
 **State.** `forward` and `inference` return a state: whatever the backend's derivative passes want to know of the
 statistics in more than the output's precision. It is opaque to everybody else.
@@ -24,10 +26,12 @@ statistics in more than the output's precision. It is opaque to everybody else.
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 __all__ = ["Backend"]
 

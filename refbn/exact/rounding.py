@@ -210,10 +210,8 @@ def _enclose(form: _Form, us: list[int], vs: list[int]) -> tuple[list[int], int,
     radius = 0 if j * down == form.j << up else 1 << reach_u
     if not form.k:
         return [j * u for u in us], radius, form.exponent - shift
-    k = isqrt(form.k * form.k * form.radicand << 2 * up) // down
+    k = isqrt(form.k * form.k * form.radicand << 2 * up) // down * (1 if form.k > 0 else -1)
     radius += 1 << reach_v
-    if form.k < 0:
-        k = -k
     if not form.j:
         return [k * v for v in vs], radius, form.exponent - shift
     return [j * u + k * v for u, v in zip(us, vs, strict=True)], radius, form.exponent - shift

@@ -199,13 +199,14 @@ def mixed_vectors():
     yield spread * Fraction(1, 2**160) + spread * root * Fraction(2) ** 900
     yield few * root - Fraction(isqrt(10 << 400), isqrt(7 << 400))  # cancels where few is 1
     yield few + root * Fraction(1, 2**90)  # next to midpoints
-    yield few * Fraction(1, 2**1075) - root * Fraction(1, 2**1200)  # the same, subnormal
+    yield few * Fraction(1, 2**1075) + root * Fraction(1, 2**1200)  # the same, subnormal
+    yield Exact.vector([3 * (2**53 + n) for n in range(20)], Fraction(1, 3))  # midpoints after an inexact scale
     yield (root + 1).spread(20)
     yield Exact.zeros(20)
 
 
 @each_format
-@pytest.mark.parametrize("index", range(17))
+@pytest.mark.parametrize("index", range(18))
 def test_vectors_round_like_their_elements(index, fmt):
     v = list(mixed_vectors())[index]
     rounded = round_all(v, fmt)
@@ -225,7 +226,7 @@ def test_the_fast_path_decides_nearly_everything(monkeypatch):
     assert len(calls) <= 3
 
 
-@pytest.mark.parametrize("index", range(17))
+@pytest.mark.parametrize("index", range(18))
 def test_pairs(index):
     v = list(mixed_vectors())[index]
     hi, lo = round_pairs(v)

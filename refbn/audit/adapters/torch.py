@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from refbn._formats import FORMATS
+from refbn._formats import BFLOAT16, FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -231,9 +231,7 @@ def _array(tensor: Tensor) -> Array:
     tensor = tensor.detach()
     if tensor.dtype != torch.bfloat16:
         return np.asarray(tensor.numpy())
-    import ml_dtypes
-
-    return np.asarray(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+    return np.asarray(tensor.view(torch.int16).numpy().view(BFLOAT16.dtype))
 
 
 def _gradients(gradients: Tensors) -> dict[str, Array]:

@@ -1,0 +1,235 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refbn.audit import adapters, cli
+from refbn.audit.cases import FAMILIES, parse
+from refbn.audit.families import all_cases
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = {
+    "perfect": ("tests.audit.stand_ins:Perfect", ()),
+    "one-pass": ("tests.audit.stand_ins:OnePass", ()),
+    "biased": ("tests.audit.stand_ins:Biased", ()),
+    "raising": ("tests.audit.stand_ins:Raising", ()),
+    "missing": ("tests.audit.stand_ins:Missing", ()),
+}
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch):
+    monkeypatch.setattr(adapters, "ADAPTERS", STAND_INS)
+    monkeypatch.setattr(adapters, "BY_DEFAULT", ("perfect", "missing"))
+
+
+def run(capsys, *arguments):
+    status = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(capsys, *arguments):
+    status, out, err = run(capsys, *arguments)
+    assert status == 2 and out == "" and "Traceback" not in err
+    return err
+
+
+# ---- exit status -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("framework", "case", "status"),
+    [
+        ("perfect", "shape:forward:f32:4x3", 0),
+        ("one-pass", "conditioning:forward:f32:32x4:offset=100", 0),
+        ("one-pass", "conditioning:forward:f32:32x4:offset=4096", 1),
+        ("one-pass", "shape:vjp:f32:4x3", 0),
+        ("biased", "state:running:f32:8x3x2:scale=3", 0),
+        ("raising", "shape:forward:f32:4x3", 1),
+    ],
+)
+def test_exit_status_follows_the_worst_verdict(capsys, framework, case, status):
+    assert run(capsys, "audit", framework, "--case", case)[0] == status
+
+
+def test_an_audit_prints_its_table(capsys):
+    status, out, err = run(capsys, "audit", "perfect", "--quick", "--family", "exact")
+    assert status == 0 and err == ""
+    assert out.lstrip().startswith("perfect 1.0") and "forward" in out and "\x1b" not in out
+    cases = len(all_cases("quick", ["exact"]))
+    assert f"perfect: {cases} cases, {4 * cases} findings: {4 * cases} exact" in out
+
+
+def test_without_a_name_all_that_are_installed_are_audited(capsys):
+    status, out, _ = run(capsys, "audit", "--case", "shape:forward:f32:4x3")
+    assert status == 0 and "perfect" in out and "missing" not in out
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def test_list_prints_descriptors_that_case_takes(capsys):
+    status, out, _ = run(
+        capsys, "audit", "--list", "--quick", "--family", "layout", "--operation", "vjp", "--dtype", "f32"
+    )
+    lines = out.split()
+    assert status == 0 and lines
+    assert all(str(parse(line)) == line and line.startswith("layout:vjp:f32:") for line in lines)
+
+
+def test_list_is_everything_in_order(capsys):
+    for options, depth in (((), "full"), (("--quick",), "quick")):
+        _, out, _ = run(capsys, "audit", "--list", *options)
+        assert out.split() == [str(case) for case in all_cases(depth)]
+
+
+def test_case_shows_inputs_truth_and_answer(capsys):
+    case = "conditioning:forward:f32:32x4:offset=4096"
+    _, out, _ = run(capsys, "audit", "one-pass", "--case", case)
+    assert case in out and "m = 32" in out
+    assert "x            float32 (32, 4)" in out and "gamma" in out and "dy" not in out
+    assert "y: wrong" in out and "worst at (" in out and "expected" in out and "got" in out
+    for name in ("max_ulp", "max_scaled_ulp", "bound_ratio"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "state:train_eval_train:f32:8x3x5:check=momentum",
+        "shape:vjp_eval:f32:0x3",
+        "special:vjp:f32:5x3x2:special=nan@dy",
+        "shape:vjp:f32:16x2:repeat=4",
+        "composition:rev_rev_eval:bf16:4x3x5",
+    ],
+)
+def test_case_shows_any_case(capsys, case):
+    status, out, err = run(capsys, "audit", "perfect", "--case", case)
+    assert status == 0 and case in out and err == "" and "nan …" not in out
+
+
+def test_json_holds_every_finding(capsys, tmp_path):
+    path = tmp_path / "audit.json"
+    status, _, _ = run(capsys, "audit", "perfect", "--quick", "--family", "exact", "--json", str(path))
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert status == 0 and document["depth"] == "quick"
+    assert document["frameworks"] == [{"name": "perfect", "version": "1.0", "dialect": "torch"}]
+    assert {f["case"] for f in document["findings"]} == {str(c) for c in all_cases("quick", ["exact"])}
+
+
+def test_json_is_written_when_something_is_wrong_too(capsys, tmp_path):
+    path = tmp_path / "audit.json"
+    case = "shape:forward:f32:4x3"
+    assert run(capsys, "audit", "raising", "--case", case, "--json", str(path))[0] == 1
+    assert [f["verdict"] for f in json.loads(path.read_text())["findings"]] == ["raises"]
+
+
+def test_the_zoo_gets_its_kill_table(capsys):
+    status, out, _ = run(
+        capsys, "audit", "zoo", "--quick", "--family", "composition", "--dtype", "f64", "--operation", "vjp"
+    )
+    assert status == 1 and "mistakes × families" in out
+    assert "control: no case kills it" in out
+    assert "zoo-dropped-xhat-term: 2 cases, first composition:vjp:f64:6x2" in out
+
+
+def test_one_of_the_zoo_is_reproduced_by_its_name(capsys):
+    status, out, _ = run(capsys, "audit", "zoo-dropped-xhat-term", "--case", "composition:vjp:f64:6x2")
+    assert status == 1 and "dx: wrong" in out and "zoo-dropped-xhat-term" in out
+
+
+# ---- bad use -------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_framework(capsys):
+    err = refused(capsys, "audit", "tensorstream")
+    assert "framework: 'tensorstream', expected one of perfect, one-pass" in err and "zoo-" in err
+
+
+def test_a_framework_that_is_not_installed(capsys):
+    assert "missing is not installed here: pip install 'refbn[missing]'" in refused(capsys, "audit", "missing")
+
+
+@pytest.mark.parametrize("case", ["nonsense", "shape:forward:f32:0x0", "shape:forward:f32:2x3:eps=often"])
+def test_a_bad_descriptor(capsys, case):
+    assert case in refused(capsys, "audit", "perfect", "--case", case) or case.endswith("0x0")
+
+
+@pytest.mark.parametrize(
+    "option", [("--family", "families"), ("--operation", "backward"), ("--dtype", "f8"), ("--colour",)]
+)
+def test_a_bad_option(capsys, option):
+    assert option[-1] in refused(capsys, "audit", *option)
+
+
+def test_an_empty_choice(capsys):
+    err = refused(capsys, "audit", "perfect", "--family", "exact", "--operation", "rev_rev_rev")
+    assert "no case has this combination" in err
+
+
+@pytest.mark.parametrize("path", ["no/such/folder/audit.json", "."])
+def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path):
+    monkeypatch.setattr("refbn.audit.runner.run_cases", lambda *_: pytest.fail("the run began"))
+    err = refused(capsys, "audit", "perfect", "--json", str(tmp_path / path))
+    assert f"--json {tmp_path / path}" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_survives_the_check(tmp_path):
+    path = tmp_path / "audit.json"
+    path.write_text("before")
+    cli._check_writable(path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
+    real = cli.find_spec
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in ("rich", "ml_dtypes") else real(name))
+    assert "audit needs rich, ml_dtypes: pip install 'refbn[audit]'" in refused(capsys, "audit", "perfect")
+
+
+def test_no_command_prints_help(capsys):
+    status, out, _ = run(capsys)
+    assert status == 2 and "audit" in out
+
+
+def test_version_and_help(capsys):
+    status, out, _ = run(capsys, "--version")
+    assert status == 0 and out.startswith("refbn ")
+    status, out, _ = run(capsys, "audit", "--help")
+    assert status == 0 and all(word in out for word in ("--json", "--case", "--list", "--quick", *FAMILIES))
+
+
+# ---- as a program ----------------------------------------------------------------------------------------------------
+
+
+def test_the_real_table_loads_and_names_are_unique(monkeypatch):
+    monkeypatch.undo()
+    names = adapters.names()
+    assert len(set(names)) == len(names) and {"torch", "refbn", "zoo", "zoo-control"} <= set(names)
+    for name in ("refbn", "refbn-reference", "refbn-exact"):
+        (adapter,) = adapters.load(name)
+        assert adapter.version() is None or adapter.version()
+
+
+def test_python_m_refbn_audit():
+    def program(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "refbn.audit", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+
+    listed = program("--list", "--quick", "--family", "exact")
+    assert listed.returncode == 0 and listed.stdout.split() == [str(c) for c in all_cases("quick", ["exact"])]
+    bad = program("--case", "nonsense")
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
+    with cli._progress() as progress:
+        assert progress is None
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with cli._progress() as progress:
+        progress("shape:forward:f32:2x3", 1, 2)
