@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The C core, one Python method for each of its passes.
 
-Arrays come in through the buffer protocol without a format, which bfloat16 has no letter for; the format is read
-off the dtype. The core trusts its caller, so this module checks what would make it write out of bounds: shapes
-that differ.
+Arrays come in through the buffer protocol without a format, which bfloat16 has no letter for; the format is
+read off the dtype. The core trusts its caller, so this module checks what would make it write out of bounds:
+shapes that differ.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer

@@ -13,8 +13,9 @@ extern const refbn_kernels refbn_kernels_avx512;
 const refbn_kernels *refbn_kernels_at(int index)
 {
 #ifdef REFBN_HAS_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && index-- == 0)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("fma") && index-- == 0)
         return &refbn_kernels_avx512;
 #endif
 #ifdef REFBN_HAS_AVX2

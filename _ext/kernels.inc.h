@@ -1,7 +1,7 @@
 /* The passes on one slab, in one arithmetic. kernels.c includes this file once for each: f64, dd, xd.
  *
- * Every function returns whether the slab's exponents are unfit for the arithmetic (see `refbn_scan`); kernels.c
- * then runs the slab again in the wide one. Lane by lane, so for one group or for many alike:
+ * Every function returns whether the slab's exponents are unfit for the arithmetic (see `refbn_scan`);
+ * kernels.c then runs the slab again in the wide one. Lane by lane, so for one group or for many alike:
  *
  *   training   1. a sweep of sums over (x, dy, x_dot)   2. a sweep that writes
  *   frozen     the same; passes without sums have the second sweep only
@@ -20,7 +20,7 @@
 #define SUB OP(sub)
 #define MUL OP(mul)
 #define EACH_LANE REFBN_EACH_LANE(slab->width)
-#define EACH_STEP(tile)                                                                                             \
+#define EACH_STEP(tile)                                                                                      \
     for (int step = 0, k0 = 0; step < (tile).steps; step++, k0 += REFBN_LANES)
 
 #if GUARDED
@@ -33,14 +33,16 @@
 #define VECTOR_FITS(value) ((void)(value), 1)
 #endif
 
-/* ---- vectors and the state ------------------------------------------------------------------------------------- */
+/* ---- vectors and the state
+ * ------------------------------------------------------------------------------------- */
 
 static ptrdiff_t NAME(group)(const refbn_call *call, const refbn_slab *slab, int lane)
 {
     return slab->group + (call->by_groups && lane < slab->groups ? lane : 0);
 }
 
-static int NAME(get)(const refbn_call *call, const refbn_slab *slab, const refbn_vector *vector, LANES *values)
+static int NAME(get)(const refbn_call *call, const refbn_slab *slab, const refbn_vector *vector,
+                     LANES *values)
 {
     int unfit = 0;
     double value = 0.0;
@@ -72,7 +74,8 @@ static REFBN_INLINE REAL NAME(invstd)(REAL var, double eps)
 }
 
 /* R2: infinite where q is 0. */
-static void NAME(set_invstd)(const refbn_call *call, const refbn_slab *slab, const NAME(statistics) *statistics)
+static void NAME(set_invstd)(const refbn_call *call, const refbn_slab *slab,
+                             const NAME(statistics) *statistics)
 {
     for (int lane = 0; lane < slab->groups; lane++) {
         const int vanishes = OP(is_zero)(OP(add_double)(AT(statistics->var), call->eps));
@@ -94,7 +97,8 @@ static void NAME(save)(const refbn_call *call, const refbn_slab *slab, const NAM
     }
 }
 
-/* ---- training: statistics -------------------------------------------------------------------------------------- */
+/* ---- training: statistics
+ * -------------------------------------------------------------------------------------- */
 
 /* The lanes' totals, or the group's total in every lane. */
 static void NAME(collect)(const refbn_call *call, const refbn_slab *slab, TOTALS *totals, LANES *values)
@@ -106,8 +110,8 @@ static void NAME(collect)(const refbn_call *call, const refbn_slab *slab, TOTALS
 }
 
 /* mean(x - pivot) and mean((x - pivot)^2), over `tiles` tiles spread evenly over the group. */
-static int NAME(moments)(const refbn_call *call, const refbn_slab *slab, const CENTERS *pivot, ptrdiff_t tiles,
-                         LANES *mean, LANES *square)
+static int NAME(moments)(const refbn_call *call, const refbn_slab *slab, const CENTERS *pivot,
+                         ptrdiff_t tiles, LANES *mean, LANES *square)
 {
     double x[REFBN_TILE] = {0.0}, weight[REFBN_TILE];
     TOTALS total = {0}, total_square = {0};
@@ -143,9 +147,9 @@ static int NAME(moments)(const refbn_call *call, const refbn_slab *slab, const C
     return UNFIT(call, &exponents);
 }
 
-/* (S1) to (S4). The pivot is first x's first element, then the mean of a sample about it, so that a constant group
- * has exactly d = 0. A full sweep about the pivot gives (S1) mean = pivot + mean(x - pivot) and
- * (S3) var = mean((x - pivot)^2) - mean(x - pivot)^2, which is accepted once |mean(x - pivot)| <= std / 2;
+/* (S1) to (S4). The pivot is first x's first element, then the mean of a sample about it, so that a constant
+ * group has exactly d = 0. A full sweep about the pivot gives (S1) mean = pivot + mean(x - pivot) and (S3)
+ * var = mean((x - pivot)^2) - mean(x - pivot)^2, which is accepted once |mean(x - pivot)| <= std / 2;
  * otherwise the mean just found is the next pivot. */
 static int NAME(compute_statistics)(const refbn_call *call, const refbn_slab *slab, double eps,
                                     NAME(statistics) *statistics)
@@ -180,7 +184,8 @@ static int NAME(compute_statistics)(const refbn_call *call, const refbn_slab *sl
     return 0;
 }
 
-/* The statistics of the forward pass, from the state; computed again where that was in too coarse an arithmetic. */
+/* The statistics of the forward pass, from the state; computed again where that was in too coarse an
+ * arithmetic. */
 static int NAME(recall)(const refbn_call *call, const refbn_slab *slab, NAME(statistics) *statistics)
 {
     int coarse = 0;
@@ -197,7 +202,8 @@ static int NAME(recall)(const refbn_call *call, const refbn_slab *slab, NAME(sta
     return coarse ? NAME(compute_statistics)(call, slab, eps, statistics) : 0;
 }
 
-/* ---- training: the sums that the derivatives need ----------------------------------------------------------------- */
+/* ---- training: the sums that the derivatives need
+ * ----------------------------------------------------------------- */
 
 /* The factors of a projection P u = u - mean - xhat * along (P1): mean = mean(u), along = mean(xhat u). */
 typedef struct {
@@ -222,8 +228,8 @@ static void NAME(projection_of)(const refbn_call *call, const refbn_slab *slab, 
 }
 
 /* sum(u) and sum(u (x - mean)) */
-static int NAME(sums)(const refbn_call *call, const refbn_slab *slab, const refbn_tensor *tensor, const CENTERS *mean,
-                      refbn_constancy *constancy, LANES *sum_u, LANES *sum_ud)
+static int NAME(sums)(const refbn_call *call, const refbn_slab *slab, const refbn_tensor *tensor,
+                      const CENTERS *mean, refbn_constancy *constancy, LANES *sum_u, LANES *sum_ud)
 {
     double x[REFBN_TILE] = {0.0}, u[REFBN_TILE] = {0.0};
     TOTALS total_u = {0}, total_ud = {0};
@@ -295,7 +301,8 @@ static int NAME(sum_second)(const refbn_call *call, const refbn_slab *slab, cons
     return UNFIT(call, &exponents_x) | UNFIT(call, &exponents_g) | UNFIT(call, &exponents_u);
 }
 
-/* ---- training: the passes ------------------------------------------------------------------------------------------ */
+/* ---- training: the passes
+ * ------------------------------------------------------------------------------------------ */
 
 static int NAME(forward)(const refbn_call *call, const refbn_slab *slab)
 {
@@ -389,7 +396,8 @@ static int NAME(jvp)(const refbn_call *call, const refbn_slab *slab)
     return 0;
 }
 
-/* double_backward, and hvp, which is the same without ddy (call->y.data == NULL): u is ddx or x_dot, g is dy. */
+/* double_backward, and hvp, which is the same without ddy (call->y.data == NULL): u is ddx or x_dot, g is dy.
+ * */
 static int NAME(second_order)(const refbn_call *call, const refbn_slab *slab)
 {
     const int wants_ddy = call->y.data != NULL;
@@ -434,7 +442,7 @@ static int NAME(second_order)(const refbn_call *call, const refbn_slab *slab)
             const REAL kernel = ADD(MUL(AT(on_pg), pg), MUL(AT(on_pu), pu));
             dx[k0 + lane] = OP(round)(ADD(kernel, MUL(AT(on_xhat), xhat)), call->dx.format); /* (D5, H1) */
             const REAL value = ADD(ADD(MUL(AT(scale), pu), MUL(AT(ddgamma), xhat)), AT(ddbeta)); /* (D2) */
-            ddy[k0 + lane] = OP(round)(value, call->y.format); /* unused by hvp: a branch here would cost more */
+            ddy[k0 + lane] = OP(round)(value, call->y.format); /* hvp drops it */
         }
         refbn_store(call, slab, tile, &call->dx, dx);
         if (wants_ddy)
@@ -470,26 +478,22 @@ static int NAME(running_update)(const refbn_call *call, const refbn_slab *slab)
     return 0;
 }
 
-/* ---- frozen statistics ---------------------------------------------------------------------------------------- */
-
-static int NAME(freeze)(double mean, double var, double eps, CENTERS *means, LANES *vars, LANES *invstds, int lane)
-{
-    OP(center_put)(means, lane, OP(center_from)(mean));
-    PUT(*vars, OP(from)(var));
-    PUT(*invstds, NAME(invstd)(OP(from)(var), eps));
-    return LEVEL != REFBN_XD && !(refbn_within(mean, 0x1p-149, 0x1p128) && refbn_within(var, 0x1p-149, 0x1p128) &&
-                                  refbn_within(var + eps, 0x1p-149, 0x1p200));
-}
+/* ---- frozen statistics
+ * ---------------------------------------------------------------------------------------- */
 
 static int NAME(recall_frozen)(const refbn_call *call, const refbn_slab *slab, NAME(statistics) *frozen)
 {
     int unfit = 0;
     EACH_LANE {
         const double *row = call->state + NAME(group)(call, slab, lane) * REFBN_STATE_SIZE;
-        unfit |= NAME(freeze)(row[REFBN_STATE_MEAN], row[REFBN_STATE_VAR], row[REFBN_STATE_EPS], &frozen->mean,
-                              &frozen->var, &frozen->invstd, lane);
+        const double mean = row[REFBN_STATE_MEAN], var = row[REFBN_STATE_VAR], eps = row[REFBN_STATE_EPS];
+        OP(center_put)(&frozen->mean, lane, OP(center_from)(mean));
+        PUT(frozen->var, OP(from)(var));
+        PUT(frozen->invstd, NAME(invstd)(OP(from)(var), eps));
+        unfit |= !refbn_within(mean, 0x1p-149, 0x1p128) || !refbn_within(var, 0x1p-149, 0x1p128) ||
+                 !refbn_within(var + eps, 0x1p-149, 0x1p200);
     }
-    return unfit;
+    return unfit && LEVEL != REFBN_XD;
 }
 
 static int NAME(inference)(const refbn_call *call, const refbn_slab *slab)
@@ -601,7 +605,8 @@ static int NAME(inference_jvp)(const refbn_call *call, const refbn_slab *slab)
     NAME(statistics) frozen;
     LANES gamma, mean_dot, var_dot, gamma_dot, beta_dot, scale, on_xhat;
     if (NAME(get)(call, slab, &call->gamma, &gamma) || NAME(get)(call, slab, &call->mean_dot, &mean_dot) ||
-        NAME(get)(call, slab, &call->var_dot, &var_dot) || NAME(get)(call, slab, &call->gamma_dot, &gamma_dot) ||
+        NAME(get)(call, slab, &call->var_dot, &var_dot) ||
+        NAME(get)(call, slab, &call->gamma_dot, &gamma_dot) ||
         NAME(get)(call, slab, &call->beta_dot, &beta_dot) || NAME(recall_frozen)(call, slab, &frozen))
         return 1;
     EACH_LANE {
@@ -634,7 +639,8 @@ static int NAME(inference_hvp)(const refbn_call *call, const refbn_slab *slab)
     NAME(statistics) frozen;
     LANES gamma, mean_dot, var_dot, gamma_dot, sum, sum_xhat, sum_x_dot, on_dy, dgamma, dmean, dvar;
     if (NAME(get)(call, slab, &call->gamma, &gamma) || NAME(get)(call, slab, &call->mean_dot, &mean_dot) ||
-        NAME(get)(call, slab, &call->var_dot, &var_dot) || NAME(get)(call, slab, &call->gamma_dot, &gamma_dot) ||
+        NAME(get)(call, slab, &call->var_dot, &var_dot) ||
+        NAME(get)(call, slab, &call->gamma_dot, &gamma_dot) ||
         NAME(recall_frozen)(call, slab, &frozen) ||
         NAME(frozen_sums)(call, slab, &frozen, &sum, &sum_xhat, &sum_x_dot))
         return 1;

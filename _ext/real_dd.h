@@ -4,11 +4,11 @@
  * overflow or underflow (kernels.inc.h guards the exponents).
  *
  * Errors, with u = 2^-53 and A, B the magnitudes of the operands:
- *   add    <= 5 u^2 (A + B)   absolute: the "sloppy" sum. Where a and b cancel this is no relative bound, but the
- *                             bounds of the passes are relative to sums of magnitudes, so it is all they need.
+ *   add    <= 5 u^2 (A + B)   absolute: the "sloppy" sum. Where a and b cancel this is no relative bound,
+ *                             but the passes' bounds are relative to sums of magnitudes: it is enough.
  *   mul    <= 5 u^2 A B       [1], algorithm DWTimesDW1;  mul_double <= 3 u^2 A B, DWTimesFP2
  *   over, root                per group only, done with one more correction than needed: <= 8 u^2
- * Hence one unit roundoff for all: REFBN_DD_U = 2^-103 = 8 u^2.
+ * Hence one unit roundoff for all: 2^-103 = 8 u^2.
  *
  * [1] M. Joldes, J.-M. Muller, V. Popescu, "Tight and rigorous error bounds for basic building blocks of
  *     double-word arithmetic", ACM TOMS 44 (2017).
@@ -94,7 +94,8 @@ static REFBN_INLINE refbn_dd refbn_dd_over(refbn_dd a, refbn_dd b)
     return refbn_dd_add_double(refbn_fast_two_sum(first, second), third);
 }
 
-static REFBN_INLINE refbn_dd refbn_dd_root(refbn_dd a) /* a > 0 or NaN; one Newton step squares the error of sqrt */
+/* For a > 0 or NaN; one Newton step squares the error of sqrt. */
+static REFBN_INLINE refbn_dd refbn_dd_root(refbn_dd a)
 {
     const double root = REFBN_SQRT(a.hi);
     const refbn_dd rest = refbn_dd_sub(a, refbn_two_product(root, root));
@@ -109,7 +110,8 @@ static REFBN_INLINE int refbn_dd_exceeds(refbn_dd a, refbn_dd b) /* a > b; false
 }
 
 /* The double to convert to `format`, so that the two steps round as one: hi itself for binary64; else hi + lo
- * rounded to odd. binary32 has 29 bits fewer, and two are enough. Without branches, so that loops vectorise. */
+ * rounded to odd. binary32 has 29 bits fewer, and two are enough. Without branches, so that loops vectorise.
+ * */
 static REFBN_INLINE double refbn_dd_round(refbn_dd a, int format)
 {
     refbn_bits hi = {a.hi + 0.0};
@@ -156,13 +158,13 @@ static REFBN_INLINE refbn_dd refbn_dd_diff(double x, refbn_dd mean)
     return refbn_fast_two_sum(difference.hi, difference.lo - mean.lo);
 }
 
-static REFBN_INLINE refbn_dd refbn_dd_center_at(const refbn_dd_centers *v, int lane) { return refbn_dd_at(v, lane); }
-static REFBN_INLINE void refbn_dd_center_put(refbn_dd_centers *v, int lane, refbn_dd a) { refbn_dd_put(v, lane, a); }
-static REFBN_INLINE refbn_dd refbn_dd_center_add(refbn_dd center, refbn_dd a) { return refbn_dd_add(center, a); }
-static REFBN_INLINE refbn_dd refbn_dd_center_value(refbn_dd center) { return center; }
-static REFBN_INLINE refbn_dd refbn_dd_center_from(double a) { return refbn_dd_from(a); }
-static REFBN_INLINE void refbn_dd_center_save(double *row, refbn_dd a) { refbn_dd_save(row, a); }
-static REFBN_INLINE refbn_dd refbn_dd_center_recall(const double *row) { return refbn_dd_recall(row); }
+#define refbn_dd_center_at refbn_dd_at
+#define refbn_dd_center_put refbn_dd_put
+#define refbn_dd_center_add refbn_dd_add
+#define refbn_dd_center_from refbn_dd_from
+#define refbn_dd_center_save refbn_dd_save
+#define refbn_dd_center_recall refbn_dd_recall
+#define refbn_dd_center_value(center) (center)
 
 /* The total of many tile sums, in three parts: the error of n additions is below (2 + 2^-40 n) u^2 as long as
  * n < 2^30, so the totals add no depth. */

@@ -1,7 +1,7 @@
 /* Plain binary64 arithmetic, for calls whose operands are all narrower. Unit roundoff 2^-53.
  *
- * Two things are kept in two parts: the mean that x is centered by (so that x - mean does not lose what x and mean
- * share) and the totals of tile sums.
+ * Two things are kept in two parts: the mean that x is centered by (so that x - mean does not lose what x and
+ * mean share) and the totals of tile sums.
  */
 #ifndef REFBN_REAL_F64_H
 #define REFBN_REAL_F64_H
@@ -44,13 +44,13 @@ typedef refbn_dd refbn_f64_center;
 typedef refbn_dd_lanes refbn_f64_centers;
 
 static REFBN_INLINE double refbn_f64_diff(double x, refbn_dd mean) { return (x - mean.hi) - mean.lo; }
-static REFBN_INLINE refbn_dd refbn_f64_center_at(const refbn_dd_lanes *v, int lane) { return refbn_dd_at(v, lane); }
-static REFBN_INLINE void refbn_f64_center_put(refbn_dd_lanes *v, int lane, refbn_dd a) { refbn_dd_put(v, lane, a); }
-static REFBN_INLINE refbn_dd refbn_f64_center_add(refbn_dd center, double a) { return refbn_dd_add_double(center, a); }
-static REFBN_INLINE double refbn_f64_center_value(refbn_dd center) { return center.hi; }
-static REFBN_INLINE refbn_dd refbn_f64_center_from(double a) { return refbn_dd_from(a); }
-static REFBN_INLINE void refbn_f64_center_save(double *row, refbn_dd a) { refbn_dd_save(row, a); }
-static REFBN_INLINE refbn_dd refbn_f64_center_recall(const double *row) { return refbn_dd_recall(row); }
+#define refbn_f64_center_at refbn_dd_at
+#define refbn_f64_center_put refbn_dd_put
+#define refbn_f64_center_add refbn_dd_add_double
+#define refbn_f64_center_from refbn_dd_from
+#define refbn_f64_center_save refbn_dd_save
+#define refbn_f64_center_recall refbn_dd_recall
+#define refbn_f64_center_value(center) ((center).hi)
 
 /* The error of n additions is below u + n^2 u^2: less than 2 u as long as n < 2^26. */
 typedef struct {

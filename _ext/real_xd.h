@@ -1,9 +1,9 @@
 /* Wide double-double arithmetic: (hi + lo) * 2^exponent with 1 <= |hi| < 2, or 0, or NaN.
  *
  * It neither overflows nor underflows, costs some 50 times more, and serves the groups whose exponents
- * double-double cannot hold (see `refbn_scan` in kernels.c). Products have the error of double-double; sums use the
- * accurate algorithm (AccurateDWPlusDW of [1] in real_dd.h, relative error 3 u^2 also under cancellation), which
- * makes Kahan's summation work: a total's error is (2 + O(n u^2)) units.
+ * double-double cannot hold (see `refbn_scan` in kernels.c). Products have the error of double-double; sums
+ * use the accurate algorithm (AccurateDWPlusDW of [1] in real_dd.h, relative error 3 u^2 also under
+ * cancellation), which makes Kahan's summation work: a total's error is (2 + O(n u^2)) units.
  */
 #ifndef REFBN_REAL_XD_H
 #define REFBN_REAL_XD_H
@@ -32,7 +32,8 @@ static inline refbn_xd refbn_xd_normal(refbn_dd a, int exponent)
 static inline refbn_xd refbn_xd_from(double a)
 {
     const int tiny = a < 0x1p-900 && a > -0x1p-900, huge = a > 0x1p900 || a < -0x1p900;
-    return refbn_xd_normal(refbn_dd_from(tiny ? a * 0x1p120 : huge ? a * 0x1p-200 : a), tiny ? -120 : huge ? 200 : 0);
+    const double moderate = tiny ? a * 0x1p120 : huge ? a * 0x1p-200 : a;
+    return refbn_xd_normal(refbn_dd_from(moderate), tiny ? -120 : huge ? 200 : 0);
 }
 
 static inline refbn_xd refbn_xd_neg(refbn_xd a) { return (refbn_xd){-a.hi, -a.lo, a.exponent}; }
@@ -73,16 +74,21 @@ static inline refbn_xd refbn_xd_add_double(refbn_xd a, double b) { return refbn_
 
 static inline refbn_xd refbn_xd_mul(refbn_xd a, refbn_xd b)
 {
-    return refbn_xd_normal(refbn_dd_mul((refbn_dd){a.hi, a.lo}, (refbn_dd){b.hi, b.lo}), a.exponent + b.exponent);
+    const refbn_dd product = refbn_dd_mul((refbn_dd){a.hi, a.lo}, (refbn_dd){b.hi, b.lo});
+    return refbn_xd_normal(product, a.exponent + b.exponent);
 }
 
 static inline refbn_xd refbn_xd_mul_double(refbn_xd a, double b) { return refbn_xd_mul(a, refbn_xd_from(b)); }
 
-static inline refbn_xd refbn_xd_product(double a, double b) { return refbn_xd_mul(refbn_xd_from(a), refbn_xd_from(b)); }
+static inline refbn_xd refbn_xd_product(double a, double b)
+{
+    return refbn_xd_mul_double(refbn_xd_from(a), b);
+}
 
 static inline refbn_xd refbn_xd_over(refbn_xd a, refbn_xd b)
 {
-    return refbn_xd_normal(refbn_dd_over((refbn_dd){a.hi, a.lo}, (refbn_dd){b.hi, b.lo}), a.exponent - b.exponent);
+    const refbn_dd quotient = refbn_dd_over((refbn_dd){a.hi, a.lo}, (refbn_dd){b.hi, b.lo});
+    return refbn_xd_normal(quotient, a.exponent - b.exponent);
 }
 
 static inline refbn_xd refbn_xd_root(refbn_xd a)
@@ -96,7 +102,8 @@ static inline int refbn_xd_is_zero(refbn_xd a) { return a.hi == 0.0; }
 
 static inline int refbn_xd_exceeds(refbn_xd a, refbn_xd b) { return refbn_xd_sub(a, b).hi > 0.0; }
 
-static inline double refbn_times_power(double a, int exponent) /* |a| < 8, exponent >= -1100; exact or overflow */
+/* a 2^exponent, exact or overflown, for |a| < 8 and exponent >= -1100. */
+static inline double refbn_times_power(double a, int exponent)
 {
     if (exponent > 1100)
         exponent = 1100;
@@ -118,7 +125,8 @@ static inline double refbn_xd_round(refbn_xd a, int format)
     const double sign = a.hi < 0.0 ? -1.0 : 1.0, hi = a.hi * sign, lo = a.lo * sign;
     double rounded = hi;
     if (quantum > -52) {
-        /* hi to the nearest multiple of 2^quantum, for hi < 2 <= magic; where hi is a midpoint, lo decides. */
+        /* hi to the nearest multiple of 2^quantum, for hi < 2 <= magic; where hi is a midpoint, lo decides.
+         * */
         const double magic = refbn_power_of_two(52 + quantum), half = refbn_power_of_two(quantum - 1);
         rounded = (hi + magic) - magic;
         const double rest = hi - rounded;
@@ -153,13 +161,13 @@ typedef refbn_xd refbn_xd_center;
 typedef refbn_xd_lanes refbn_xd_centers;
 
 static inline refbn_xd refbn_xd_diff(double x, refbn_xd mean) { return refbn_xd_sub(refbn_xd_from(x), mean); }
-static inline refbn_xd refbn_xd_center_at(const refbn_xd_lanes *v, int lane) { return v->value[lane]; }
-static inline void refbn_xd_center_put(refbn_xd_lanes *v, int lane, refbn_xd a) { v->value[lane] = a; }
-static inline refbn_xd refbn_xd_center_add(refbn_xd center, refbn_xd a) { return refbn_xd_add(center, a); }
-static inline refbn_xd refbn_xd_center_value(refbn_xd center) { return center; }
-static inline refbn_xd refbn_xd_center_from(double a) { return refbn_xd_from(a); }
-static inline void refbn_xd_center_save(double *row, refbn_xd a) { refbn_xd_save(row, a); }
-static inline refbn_xd refbn_xd_center_recall(const double *row) { return refbn_xd_recall(row); }
+#define refbn_xd_center_at refbn_xd_at
+#define refbn_xd_center_put refbn_xd_put
+#define refbn_xd_center_add refbn_xd_add
+#define refbn_xd_center_from refbn_xd_from
+#define refbn_xd_center_save refbn_xd_save
+#define refbn_xd_center_recall refbn_xd_recall
+#define refbn_xd_center_value(center) (center)
 
 typedef struct {
     refbn_xd sum[REFBN_LANES], excess[REFBN_LANES]; /* the true total is sum - excess */

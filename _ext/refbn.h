@@ -1,8 +1,8 @@
 /* The C core of refbn: what the wrapper calls.
  *
- * Freestanding C11: no Python, no NumPy, no allocation, no mutable state outside the arguments. One `refbn_call`
- * describes a call; each pass lists the members that it reads and writes. The meaning of the passes, and the
- * rules R1-R6 at the edges, are those of refbn/backends/_contract.py.
+ * Freestanding C11: no Python, no NumPy, no allocation, no mutable state outside the arguments. One
+ * `refbn_call` describes a call; each pass lists the members that it reads and writes. The meaning of the
+ * passes, and the rules R1-R6 at the edges, are those of refbn/backends/_contract.py.
  */
 #ifndef REFBN_H
 #define REFBN_H
@@ -15,7 +15,8 @@
 /* The binary formats, in the order of refbn/_formats.py. */
 enum { REFBN_F16, REFBN_BF16, REFBN_F32, REFBN_F64 };
 
-/* A canonical tensor has the shape (groups, extent[0], ..., extent[ndim - 1]); count is the product of extents. */
+/* A canonical tensor has the shape (groups, extent[0], ..., extent[ndim - 1]); count is the product of
+ * extents. */
 typedef struct {
     ptrdiff_t groups;
     ptrdiff_t count;
@@ -48,7 +49,8 @@ enum {
     REFBN_STATE_SIZE = REFBN_STATE_INVSTD + 3
 };
 
-/* A direction (x_dot, gamma_dot, ...) is also what double backward calls ddx, ddgamma, ...: there, y is ddy. */
+/* A direction (x_dot, gamma_dot, ...) is also what double backward calls ddx, ddgamma, ...: there, y is ddy.
+ * */
 typedef struct {
     refbn_geometry geometry;
     double *state;                              /* groups rows of REFBN_STATE_SIZE */
@@ -56,7 +58,7 @@ typedef struct {
     refbn_tensor x, dy, x_dot;                  /* in */
     refbn_tensor y, dx;                         /* out; y is y, y_dot or ddy */
     refbn_vector gamma, beta;                   /* in */
-    refbn_vector mean, var;                     /* out of forward, into inference, in and out: running_update */
+    refbn_vector mean, var;                     /* out of forward, into inference and running_update */
     refbn_vector invstd;                        /* out */
     refbn_vector gamma_dot, beta_dot, mean_dot, var_dot;   /* in */
     refbn_vector dgamma, dbeta, dmean, dvar;    /* out */
@@ -65,8 +67,8 @@ typedef struct {
     int by_groups;                              /* set by the core: lanes are groups, not elements */
 } refbn_call;
 
-/* The passes, compiled for one instruction set. Every pass may change its call's tensors and geometry (it merges
- * axes), never the data of an input.
+/* The passes, compiled for one instruction set. Every pass may change its call's tensors and geometry (it
+ * merges axes), never the data of an input.
  *
  *   pass                        reads                                       writes
  *   forward                     eps x gamma beta                            state y mean var invstd
@@ -74,12 +76,12 @@ typedef struct {
  *   jvp                         state x gamma x_dot gamma_dot beta_dot      y
  *   double_backward             the same, and dy                            y dx dgamma
  *   hvp                         state x gamma dy x_dot gamma_dot            dx dgamma dbeta
- *   running_update              state weights unbiased mean var             dmean dvar (the new running values)
- *   inference                   eps x mean var gamma beta                   state y invstd
+ *   running_update              state weights unbiased mean var             dmean dvar (the new running
+ *   values) inference                   eps x mean var gamma beta                   state y invstd
  *   inference_backward          state x gamma dy                            dx dgamma dbeta dmean dvar
- *   inference_jvp               state x gamma and all *_dot                 y
- *   inference_double_backward   the same, and dy                            y dx dgamma dmean dvar
- *   inference_hvp               the same, without beta_dot                  dx dgamma dbeta dmean dvar
+ *   inference_jvp               state x gamma and all *_dot                 y inference_double_backward   the
+ *   same, and dy                            y dx dgamma dmean dvar inference_hvp               the same,
+ *   without beta_dot                  dx dgamma dbeta dmean dvar
  */
 typedef void refbn_pass(refbn_call *call);
 

@@ -1,8 +1,8 @@
 /* How a pass walks through a call: groups in slabs, elements in tiles.
  *
- * A slab is the group, or the REFBN_LANES consecutive groups, that one run of a pass works on; a tile is what is
- * loaded at a time (memory.h). `by_groups` says which of the two a row of a tile holds. Elements come in any order
- * that suits the memory: nothing here depends on it but the order of a sum.
+ * A slab is the group, or the REFBN_LANES consecutive groups, that one run of a pass works on; a tile is what
+ * is loaded at a time (memory.h). `by_groups` says which of the two a row of a tile holds. Elements come in
+ * any order that suits the memory: nothing here depends on it but the order of a sum.
  */
 #ifndef REFBN_SWEEP_H
 #define REFBN_SWEEP_H
@@ -23,7 +23,8 @@ typedef struct {
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
 
-/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds. */
+/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds.
+ * */
 static void refbn_plan(refbn_call *call)
 {
     refbn_geometry *geometry = &call->geometry;
@@ -98,10 +99,11 @@ static inline refbn_tile refbn_tile_at(const refbn_call *call, ptrdiff_t index)
 {
     const ptrdiff_t each = call->by_groups ? REFBN_STEPS : REFBN_TILE, start = index * each;
     const ptrdiff_t left = call->geometry.count - start, count = left < each ? left : each;
-    return (refbn_tile){start, count, (int)(call->by_groups ? count : (count + REFBN_LANES - 1) / REFBN_LANES)};
+    const ptrdiff_t steps = call->by_groups ? count : (count + REFBN_LANES - 1) / REFBN_LANES;
+    return (refbn_tile){start, count, (int)steps};
 }
 
-#define REFBN_EACH_TILE(call)                                                                                       \
+#define REFBN_EACH_TILE(call)                                                                                \
     for (ptrdiff_t tile_index = 0, tile_count = refbn_tiles(call); tile_index < tile_count; tile_index++)
 
 /* Between a tensor and a block; a partial last row is filled with zeros. */
@@ -142,14 +144,14 @@ static inline void refbn_move(const refbn_call *call, const refbn_slab *slab, re
             block[k] = 0.0;
 }
 
-static void refbn_load(const refbn_call *call, const refbn_slab *slab, refbn_tile tile, const refbn_tensor *tensor,
-                       double *block)
+static void refbn_load(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
+                       const refbn_tensor *tensor, double *block)
 {
     refbn_move(call, slab, tile, tensor, block, 0);
 }
 
-static void refbn_store(const refbn_call *call, const refbn_slab *slab, refbn_tile tile, const refbn_tensor *tensor,
-                        double *block)
+static void refbn_store(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
+                        const refbn_tensor *tensor, double *block)
 {
     refbn_move(call, slab, tile, tensor, block, 1);
 }
@@ -166,14 +168,16 @@ static inline void refbn_set(const refbn_vector *vector, ptrdiff_t group, double
     refbn_store_block(vector->format, &value, vector->data + group * vector->stride, 0, 0, 1, 1);
 }
 
-/* ---- exponents ------------------------------------------------------------------------------------------------
+/* ---- exponents
+ * ------------------------------------------------------------------------------------------------
  *
- * Double-double needs room below a number for its lower half and above it for products of up to eight factors.
- * A tensor is fit for it if, in each group, no magnitude exceeds 2^100, none but 0 is below 2^-400, and the largest is 0 or
- * at least 2^-100 (smaller ones than that are then negligible in every mean); a vector if each is 0 or
- * within 2^-100 ... 2^100; eps within 2^-300 ... 2^200; frozen var + eps within 2^-149 ... 2^200. The largest product
- * that the passes form from such numbers is below 2^900, the smallest that matters is above 2^-900. Data
- * of the three narrow formats always fit binary64 arithmetic: their magnitudes lie within 2^-149 ... 2^128.
+ * Double-double needs room below a number for its lower half and above it for products of up to eight
+ * factors. A tensor is fit for it if, in each group, no magnitude exceeds 2^100, none but 0 is below 2^-400,
+ * and the largest is 0 or at least 2^-100 (smaller ones than that are then negligible in every mean); a
+ * vector if each is 0 or within 2^-100 ... 2^100; eps within 2^-300 ... 2^200; frozen var + eps within 2^-149
+ * ... 2^200. The largest product that the passes form from such numbers is below 2^900, the smallest that
+ * matters is above 2^-900. Data of the three narrow formats always fit binary64 arithmetic: their magnitudes
+ * lie within 2^-149 ... 2^128.
  */
 enum { REFBN_UNFIT = 1, REFBN_SMALL = 2, REFBN_LARGE = 4 };
 
@@ -181,7 +185,8 @@ typedef struct {
     int64_t seen[REFBN_LANES];
 } refbn_exponents;
 
-static inline void refbn_scan(refbn_exponents *exponents, const refbn_slab *slab, const double *restrict block, int steps)
+static inline void refbn_scan(refbn_exponents *exponents, const refbn_slab *slab,
+                              const double *restrict block, int steps)
 {
     const int64_t lowest = (int64_t)(1023 - 400) << 52, low = (int64_t)(1023 - 100) << 52;
     const int64_t high = (int64_t)(1023 + 100) << 52, infinity = (int64_t)0x7ff << 52;
@@ -197,13 +202,15 @@ static inline void refbn_scan(refbn_exponents *exponents, const refbn_slab *slab
 
 static inline int refbn_unfit(const refbn_call *call, const refbn_exponents *exponents)
 {
-    int64_t all = 0, unfit = 0;
+    int64_t seen = 0;
+    int unfit = 0;
     REFBN_EACH_LANE(REFBN_LANES) {
-        const int64_t seen = exponents->seen[lane];
-        all |= seen;
-        unfit |= (seen & REFBN_UNFIT) | ((seen & REFBN_SMALL) && !(seen & REFBN_LARGE));
+        seen = exponents->seen[lane] | (call->by_groups ? 0 : seen);
+        unfit |= (seen & REFBN_UNFIT) != 0;
+        if (call->by_groups || lane == REFBN_LANES - 1)
+            unfit |= (seen & REFBN_SMALL) && !(seen & REFBN_LARGE);
     }
-    return call->by_groups ? unfit != 0 : (all & REFBN_UNFIT) || ((all & REFBN_SMALL) && !(all & REFBN_LARGE));
+    return unfit;
 }
 
 static inline int refbn_within(double a, double low, double high) /* 0 and NaN are */
@@ -212,10 +219,11 @@ static inline int refbn_within(double a, double low, double high) /* 0 and NaN a
     return !(magnitude > high) && !(magnitude < low && magnitude > 0.0);
 }
 
-/* ---- structure ---------------------------------------------------------------------------------------------- */
+/* ---- structure
+ * ---------------------------------------------------------------------------------------------- */
 
-/* Which lanes (or, by elements, whether the group) have shown two different values. By (P2) the others are projected
- * to exactly 0, which rounded sums could not show. */
+/* Which lanes (or, by elements, whether the group) have shown two different values. By (P2) the others are
+ * projected to exactly 0, which rounded sums could not show. */
 typedef struct {
     double first[REFBN_LANES];
     int varies[REFBN_LANES], settled;

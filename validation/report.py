@@ -35,7 +35,7 @@ def parser(description: str | None, *, results: bool = True) -> argparse.Argumen
         description=(description or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     if results:
-        today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
         made.add_argument("--date", default=today, help="goes into the result's name")
         made.add_argument("--output", type=Path, default=RESULTS, help="folder of the result")
     return made

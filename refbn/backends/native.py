@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refbn import _native
+import refbn._native as _native
 from refbn._formats import BINARY64, Format
 
 __all__ = [

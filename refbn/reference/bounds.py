@@ -7,7 +7,7 @@ from the exact value by at most ::
     K · w · (the output's majorant)
 
 The *majorant* of a formula is the formula with each term replaced by its absolute value, each difference by a
-sum, C u by |u| + mean(|u|), and the x̂ of training by 1 + |x̂|. K is an integer that depends on the output alone:
+sum, C z by |z| + mean(|z|), and the x̂ of training by 1 + |x̂|. K is an integer that depends on the output alone:
 
 ==========================  ============================================================
 pass                        K
@@ -45,20 +45,21 @@ K = 0. To first order in u, with u ≤ w/8 for each rounding:
 What is of higher order fits into the 7/8·w, at least, that these steps leave: it is at most K₁·K₂·w² with
 K ≤ 45 and w ≤ 2^(−14), that is 1/8·w. For Σ and mean, (1+u)^(h+1) − 1 ≤ (h + 2)·u leaves 6·u likewise.
 
-*Lemma 1: the first mean.* Let c be one of u's elements, t the computed mean(u − c), ũ = fl(c + t), δ = ũ − mean(u)
-and α = mean(|C u|). Then |δ| ≤ 1.05·α. For t differs from mean(u − c) by at most e = (h + 2)·u·mean(|u − c|),
-and mean(|u − c|) ≤ α + |c − mean(u)| ≤ (1 + m)·α, so e ≤ α/40. And ũ is a number *nearest* to c + t, so no
-element of u is nearer: |ũ − (c + t)| ≤ min |u_i − (c + t)| ≤ min |C u| + e ≤ α + e. Together |δ| ≤ α + 2·e. ∎
-(An evaluation without the shift c may use whatever other reason it has for |δ| ≤ 1.05·α: binary64 sums of binary32
-data, or double-double sums of binary64 data, are far more precise than the data's own spacing.)
+*Lemma 1: the first mean.* Let z be x or another input tensor, c one of its elements, t the computed mean(z − c),
+μ̃ = fl(c + t), δ = μ̃ − mean(z) and α = mean(|C z|). Then |δ| ≤ 1.05·α. For t differs from mean(z − c) by at most
+e = (h + 2)·u·mean(|z − c|), and mean(|z − c|) ≤ α + |c − mean(z)| ≤ (1 + m)·α, so e ≤ α/40 by (a). And μ̃ is a
+number *nearest* to c + t, so no element of z is nearer: |μ̃ − (c + t)| ≤ min |z_i − (c + t)| ≤ min |C z| + e ≤ α + e.
+Together |δ| ≤ α + 2·e. ∎ (An evaluation without the shift c may use whatever other reason it has for |δ| ≤ 1.05·α:
+binary64 sums of binary32 data, or double-double sums of binary64 data, are far more precise than the data's own
+spacing.)
 
-*Lemma 2: centering twice.* The deviations fl(u_i − ũ) are C u_i − δ + ε_i with |ε_i| ≤ u·(|C u_i| + 1.05·α). Their
+*Lemma 2: centering twice.* The deviations fl(z_i − μ̃) are C z_i − δ + ε_i with |ε_i| ≤ u·(|C z_i| + 1.05·α). Their
 mean, −δ + mean(ε), is computed with an error below (h + 1)·u·2.06·α. Subtracting it removes δ, whatever its size,
 and leaves ε_i − mean(ε), the error of that mean, and the rounding of the result::
 
-    |error of C u_i| ≤ (2.06·h + 5.2)·u·α + 2.01·u·|C u_i| ≤ w·(2.1·α + 0.3·|C u_i|)
+    |error of C z_i| ≤ (2.06·h + 5.2)·u·α + 2.01·u·|C z_i| ≤ w·(2.1·α + 0.3·|C z_i|)
 
-As α ≤ 2·mean(|u|) and |C u_i| ≤ |u_i| + mean(|u|), that is the count 5 for the majorant |u| + mean(|u|). For d,
+As α ≤ 2·mean(|z|) and |C z_i| ≤ |z_i| + mean(|z|), that is the count 5 for the majorant |z| + mean(|z|). For d,
 where α ≤ √v, it is 3 for √v + |d|; likewise 3 for the mean with α + |μ|, the last rounding included. ∎
 
 *Lemma 3: var, invstd, x̂.* An error that is the same in all d_i is orthogonal to d, so it moves mean(d²) in second
@@ -192,9 +193,9 @@ def _mean(term: _Term) -> _Term:
     return _Term(_sum.mean(term.majorant), term.count + 1)
 
 
-def _center(u: Array) -> _Term:
+def _center(z: Array) -> _Term:
     """Lemma 2."""
-    size = np.abs(u)
+    size = np.abs(z)
     return _Term(size + _sum.mean(size), 5)
 
 
