@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from validation import report
 
 __all__ = ["LIMIT_MS", "Cost", "added_modules", "foreign", "main", "measure"]
@@ -25,6 +27,7 @@ LIMIT_MS = 30.0
 _CHECKOUT = Path(__file__).parents[1]
 _PROGRAM = """
 import json, sys, time
+sys.path.append({packages!r})
 wall, processor = time.perf_counter(), time.process_time()
 import {package}
 took = [time.perf_counter() - wall, time.process_time() - processor]
@@ -46,7 +49,9 @@ class Cost:
 
 
 def _run(package: str) -> tuple[list[float], set[str]]:
-    program = [sys.executable, "-c", _PROGRAM.format(package=package)]
+    # Without `site`: an editable install would hook in there and rebuild, and preload modules, at each import.
+    packages = str(Path(np.__file__).parents[1])
+    program = [sys.executable, "-S", "-c", _PROGRAM.format(package=package, packages=packages)]
     done = subprocess.run(program, cwd=_CHECKOUT, capture_output=True, text=True, check=True)
     seconds, modules = json.loads(done.stdout)
     return [1000.0 * s for s in seconds], set(modules)
