@@ -18,7 +18,7 @@
  *      together for m up to 2^35 (real_*.h). So h = 18 for every sum but those of `moments`.
  *   2. Statistics. bounds.py asks that the first mean lies within 1.05 std of the true one and that the data
  *      are centered again. Here the pivot p plays the first mean; the sweep is accepted when |mean(x - p)| <=
- *      std / 2, and mean = p + mean(x - p) is kept to twice the precision (f64) or as it is (dd, xd), so that
+ *      std / 2, and mean = p + mean(x - p) is kept in two parts (f64) or three (dd, xd; see real_dd.h), so that
  *      x - mean is the second centering with the error of mean(x - p), at most (h + 3) u mean|x - p| <= 1.12
  *      (h + 3) u std. var = mean((x - p)^2) - mean(x - p)^2 subtracts at most a fifth of its first term; its
  *      error is at most 1.25 (h + 5) u var + 3 u var. Both are covered by 32 u = (24 + 8) u in place of (h +

@@ -148,23 +148,59 @@ static REFBN_INLINE void refbn_dd_save(double *row, refbn_dd a)
 
 static REFBN_INLINE refbn_dd refbn_dd_recall(const double *row) { return (refbn_dd){row[0], row[1]}; }
 
-/* A mean that x is centered by: x - mean. */
-typedef refbn_dd refbn_dd_center;
-typedef refbn_dd_lanes refbn_dd_centers;
+/* A mean that x is centered by, in three parts: 106 bits of the mean leave 2^-106 |mean| / std of an error in
+ * xhat, which at the largest offsets that binary64 data allow, |mean| = 2^53 std and more, is a rounding of
+ * binary64 itself. The third part takes it below 2^-106 sqrt(m). */
+typedef struct {
+    double hi, lo, rest;
+} refbn_dd_center;
 
-static REFBN_INLINE refbn_dd refbn_dd_diff(double x, refbn_dd mean)
+typedef struct {
+    double hi[REFBN_LANES], lo[REFBN_LANES], rest[REFBN_LANES];
+} refbn_dd_centers;
+
+static REFBN_INLINE refbn_dd_center refbn_dd_center_at(const refbn_dd_centers *v, int lane)
 {
-    const refbn_dd difference = refbn_two_sum(x, -mean.hi);
-    return refbn_fast_two_sum(difference.hi, difference.lo - mean.lo);
+    return (refbn_dd_center){v->hi[lane], v->lo[lane], v->rest[lane]};
 }
 
-#define refbn_dd_center_at refbn_dd_at
-#define refbn_dd_center_put refbn_dd_put
-#define refbn_dd_center_add refbn_dd_add
-#define refbn_dd_center_from refbn_dd_from
-#define refbn_dd_center_save refbn_dd_save
-#define refbn_dd_center_recall refbn_dd_recall
-#define refbn_dd_center_value(center) (center)
+static REFBN_INLINE void refbn_dd_center_put(refbn_dd_centers *v, int lane, refbn_dd_center a)
+{
+    v->hi[lane] = a.hi;
+    v->lo[lane] = a.lo;
+    v->rest[lane] = a.rest;
+}
+
+static REFBN_INLINE refbn_dd_center refbn_dd_center_from(double a) { return (refbn_dd_center){a, 0.0, 0.0}; }
+static REFBN_INLINE refbn_dd refbn_dd_center_value(refbn_dd_center a) { return (refbn_dd){a.hi, a.lo}; }
+
+/* Exact but for the sums of the last parts, 2^-159 of the larger operand. */
+static REFBN_INLINE refbn_dd_center refbn_dd_center_add(refbn_dd_center a, refbn_dd b)
+{
+    const refbn_dd high = refbn_two_sum(a.hi, b.hi), low = refbn_two_sum(a.lo, b.lo);
+    const refbn_dd middle = refbn_two_sum(high.lo, low.hi);
+    const refbn_dd tail = refbn_two_sum(middle.hi, middle.lo + (low.lo + a.rest));
+    const refbn_dd head = refbn_two_sum(high.hi, tail.hi), last = refbn_two_sum(head.lo, tail.lo);
+    return (refbn_dd_center){head.hi, last.hi, last.lo};
+}
+
+static REFBN_INLINE void refbn_dd_center_save(double *row, refbn_dd_center a)
+{
+    refbn_dd_save(row, (refbn_dd){a.hi, a.lo});
+    refbn_dd_save(row + 3, refbn_dd_from(a.rest));
+}
+
+static REFBN_INLINE refbn_dd_center refbn_dd_center_recall(const double *row)
+{
+    return (refbn_dd_center){row[0], row[1], row[3]};
+}
+
+/* x - hi - lo is exact in two parts where x is near the mean, so the third part is not lost. */
+static REFBN_INLINE refbn_dd refbn_dd_diff(double x, refbn_dd_center mean)
+{
+    const refbn_dd from_hi = refbn_two_sum(x, -mean.hi), from_lo = refbn_two_sum(from_hi.hi, -mean.lo);
+    return refbn_fast_two_sum(from_lo.hi, (from_lo.lo + from_hi.lo) - mean.rest);
+}
 
 /* The total of many tile sums, in three parts: the error of n additions is below (2 + 2^-40 n) u^2 as long as
  * n < 2^30, so the totals add no depth. */

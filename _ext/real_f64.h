@@ -40,6 +40,7 @@ static REFBN_INLINE void refbn_f64_put(refbn_f64_lanes *v, int lane, double a) {
 static REFBN_INLINE void refbn_f64_save(double *row, double a) { refbn_dd_save(row, refbn_dd_from(a)); }
 static REFBN_INLINE double refbn_f64_recall(const double *row) { return row[0]; }
 
+/* Two parts are enough here: data of 24 bits have |mean| below 2^25 sqrt(m) std. */
 typedef refbn_dd refbn_f64_center;
 typedef refbn_dd_lanes refbn_f64_centers;
 
@@ -48,7 +49,11 @@ static REFBN_INLINE double refbn_f64_diff(double x, refbn_dd mean) { return (x -
 #define refbn_f64_center_put refbn_dd_put
 #define refbn_f64_center_add refbn_dd_add_double
 #define refbn_f64_center_from refbn_dd_from
-#define refbn_f64_center_save refbn_dd_save
+static REFBN_INLINE void refbn_f64_center_save(double *row, refbn_dd a)
+{
+    refbn_dd_save(row, a);
+    refbn_dd_save(row + 3, refbn_dd_from(0.0));
+}
 #define refbn_f64_center_recall refbn_dd_recall
 #define refbn_f64_center_value(center) ((center).hi)
 

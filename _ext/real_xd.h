@@ -157,17 +157,46 @@ static inline refbn_xd refbn_xd_recall(const double *row)
     return refbn_xd_normal((refbn_dd){row[0], row[1]}, (int)row[2]);
 }
 
-typedef refbn_xd refbn_xd_center;
-typedef refbn_xd_lanes refbn_xd_centers;
+/* A mean and what is left of it, for the reason given in real_dd.h. */
+typedef struct {
+    refbn_xd value, rest;
+} refbn_xd_center;
 
-static inline refbn_xd refbn_xd_diff(double x, refbn_xd mean) { return refbn_xd_sub(refbn_xd_from(x), mean); }
-#define refbn_xd_center_at refbn_xd_at
-#define refbn_xd_center_put refbn_xd_put
-#define refbn_xd_center_add refbn_xd_add
-#define refbn_xd_center_from refbn_xd_from
-#define refbn_xd_center_save refbn_xd_save
-#define refbn_xd_center_recall refbn_xd_recall
-#define refbn_xd_center_value(center) (center)
+typedef struct {
+    refbn_xd_center center[REFBN_LANES];
+} refbn_xd_centers;
+
+static inline refbn_xd_center refbn_xd_center_at(const refbn_xd_centers *v, int lane) { return v->center[lane]; }
+static inline void refbn_xd_center_put(refbn_xd_centers *v, int lane, refbn_xd_center a) { v->center[lane] = a; }
+static inline refbn_xd refbn_xd_center_value(refbn_xd_center a) { return a.value; }
+
+static inline refbn_xd_center refbn_xd_center_from(double a)
+{
+    return (refbn_xd_center){refbn_xd_from(a), refbn_xd_from(0.0)};
+}
+
+/* What b's rounding in the sum lost goes into the rest, to 2^-105 b. */
+static inline refbn_xd_center refbn_xd_center_add(refbn_xd_center a, refbn_xd b)
+{
+    const refbn_xd value = refbn_xd_add(a.value, b), lost = refbn_xd_sub(b, refbn_xd_sub(value, a.value));
+    return (refbn_xd_center){value, refbn_xd_add(lost, a.rest)};
+}
+
+static inline void refbn_xd_center_save(double *row, refbn_xd_center a)
+{
+    refbn_xd_save(row, a.value);
+    refbn_xd_save(row + 3, a.rest);
+}
+
+static inline refbn_xd_center refbn_xd_center_recall(const double *row)
+{
+    return (refbn_xd_center){refbn_xd_recall(row), refbn_xd_recall(row + 3)};
+}
+
+static inline refbn_xd refbn_xd_diff(double x, refbn_xd_center mean)
+{
+    return refbn_xd_sub(refbn_xd_sub(refbn_xd_from(x), mean.value), mean.rest);
+}
 
 typedef struct {
     refbn_xd sum[REFBN_LANES], excess[REFBN_LANES]; /* the true total is sum - excess */

@@ -43,8 +43,8 @@ enum {
     REFBN_STATE_ARITHMETIC, /* which arithmetic computed the row: 0 binary64, 1 double-double, 2 wide */
     REFBN_STATE_COUNT,
     REFBN_STATE_EPS,
-    REFBN_STATE_MEAN,                           /* three numbers: hi, lo, exponent */
-    REFBN_STATE_VAR = REFBN_STATE_MEAN + 3,
+    REFBN_STATE_MEAN,                           /* two numbers, each of hi, lo, exponent: the mean and its rest */
+    REFBN_STATE_VAR = REFBN_STATE_MEAN + 6,     /* one number */
     REFBN_STATE_INVSTD = REFBN_STATE_VAR + 3,   /* NaN where var + eps == 0 */
     REFBN_STATE_SIZE = REFBN_STATE_INVSTD + 3
 };

@@ -18,7 +18,7 @@ from refbn._types import Array
 __all__ = ["Geometry", "batch_norm", "native", "zeros"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Geometry:
     """A split of a tensor's axes.
 

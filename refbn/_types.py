@@ -16,7 +16,7 @@ __all__ = ["Array", "DoubleBackward", "Forward", "Gradients", "Hessian", "Jacobi
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Saved:
     """What a forward hands to its derivative passes. Treat it as opaque, and its arrays as read-only.
 
@@ -58,7 +58,7 @@ class Saved:
     state: Any = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Forward:
     """Result of `forward` and `inference`.
 
@@ -79,7 +79,7 @@ class Forward:
     saved: Saved
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Gradients:
     """Result of `backward`.
 
@@ -100,7 +100,7 @@ class Gradients:
     dvar: Array | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class DoubleBackward:
     """Result of `double_backward`: what reaches the inputs (dy, x, gamma, …) of `backward`.
 
@@ -123,7 +123,7 @@ class DoubleBackward:
     dvar: Array | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SecondOrder(Gradients):
     """Result of `hvp`: the derivative of each of `backward`'s results along a direction, dy held fixed.
 
@@ -131,7 +131,7 @@ class SecondOrder(Gradients):
     """
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Jacobian:
     """Result of `jacobian`, dense.
 
@@ -148,7 +148,7 @@ class Jacobian:
     dy_dbeta: Array
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Hessian:
     """Result of `hessian`: the dense second derivatives of ⟨dy, y⟩. Blocks that are not listed are zero.
 

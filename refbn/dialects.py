@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["DIALECTS", "Dialect"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Dialect:
     """One framework's conventions.
 

@@ -28,7 +28,7 @@ _SMALL_WEIGHTS = (0.03, 0.1, 0.12, 0.16, 0.12, 0.1, 0.1, 0.12, 0.07, 0.05, 0.03)
 _LARGE = (24, 33, 40)
 _HUNDREDS = (128, 200, 331)
 
-CASES_HELP = "channels per operation and format; some 4 % have v + eps = 0, where little has a value"
+CASES_HELP = "channels per operation and format; some 4 %% have v + eps = 0, where little has a value"
 
 VECTORS = ("x", "dy", "x_dot")
 SCALARS = ("gamma", "beta", "gamma_dot", "beta_dot", "mean", "var", "mean_dot", "var_dot")

@@ -34,7 +34,9 @@ Error bound
     |c − mean| ≤ |x_i − mean| for every i, whatever the offset (up to the error of the sum, which is far smaller).
     Hence |x_i − c| ≤ 2·|x_i − mean|, and correcting for what is left, mean(x − c), cancels nothing.
 
-    A number below 2⁻⁸⁰⁰, or below 2⁻¹¹⁰⁰ times the largest of its buffer, may lose its last bits to underflow.
+    *Range.* If a buffer's largest element lies outside 2^±`COMFORT`, its sums are taken of a scaled copy, where an
+    element that loses bits is below 2⁻⁷⁰⁰ times the largest and does not matter, and outputs are computed element by
+    element in Numbers, from the data as they came.
 
 All jitted functions stand in this one file: Numba invalidates a cached function when the file that defines it has
 changed, but not when a function that it calls has.
@@ -304,12 +306,17 @@ def finish_numbers(numbers: Floats, to_odd: bool, result: Floats) -> None:
 
 
 class Vector(NamedTuple):
-    """The vector (data − shift)·2^scale − rest; the sweeps see data − shift only."""
+    """The vector (data − shift)·2^scale − rest; the sweeps see data − shift, `far_term` raw − point.
+
+    raw and point are data·2^scale and shift·2^scale before small ones lost bits to the scaling.
+    """
 
     data: Floats
     shift: float
     rest: Number
     scale: int
+    raw: Floats
+    point: Number
 
 
 INFINITY_BITS = 0x7FF0000000000000
@@ -330,11 +337,11 @@ def largest(data: Floats, below: int) -> int:
 
 
 @jit
-def tame(data: Floats, at_least: Number) -> int:
-    """Make a packed buffer fit for arithmetic and return the power of two that was taken out.
+def tame(data: Floats, at_least: Number) -> tuple[Floats, int]:
+    """Return data that are fit for arithmetic, and the power of two that was taken out of them.
 
-    Infinities become NaN (rule R1). If the largest number among the data and ``at_least`` is far from 1, the buffer
-    is scaled by a power of two.
+    Infinities become NaN in place (rule R1). If the largest number among the data and ``at_least`` is far from 1, a
+    copy is scaled by a power of two.
     """
     top = largest(data, 0x7FFFFFFFFFFFFFFF)
     if top >= INFINITY_BITS:
@@ -351,18 +358,15 @@ def tame(data: Floats, at_least: Number) -> int:
     elif -2000 < exponent < -COMFORT:
         scale = max(exponent, -1022)  # 2^1022 is the largest factor, and makes the subnormals at least 2^−52
     else:
-        return 0
-    factor = math.ldexp(1.0, -scale)
-    for i in range(data.size):
-        data[i] *= factor
-    return scale
+        return data, 0
+    return data * math.ldexp(1.0, -scale), scale
 
 
 @jit
 def about(data: Floats, point: Number) -> Vector:
     """Return data − point for a point that is one binary64 number."""
-    scale = tame(data, point)
-    return Vector(data, math.ldexp(point.hi, point.exponent - scale), ZERO, scale)
+    fit, scale = tame(data, point)
+    return Vector(fit, math.ldexp(point.hi, point.exponent - scale), ZERO, scale, data, point)
 
 
 @jit
@@ -374,18 +378,18 @@ def uncentred(data: Floats) -> Vector:
 @jit
 def centred(data: Floats) -> Vector:
     """Return data − mean(data)."""
-    scale = tame(data, ZERO)
-    mean = divide(block_sum(data, 0.0, data, 0.0, TOTAL), exactly(float(data.size)))
+    fit, scale = tame(data, ZERO)
+    mean = divide(block_sum(fit, 0.0, fit, 0.0, TOTAL), exactly(float(data.size)))
     shift = math.ldexp(mean.hi, mean.exponent)
-    rest = divide(block_sum(data, shift, data, shift, TOTAL), exactly(float(data.size)))
-    return Vector(data, shift, scaled(rest, scale), scale)
+    rest = divide(block_sum(fit, shift, fit, shift, TOTAL), exactly(float(data.size)))
+    return Vector(fit, shift, scaled(rest, scale), scale, data, scaled(exactly(shift), scale))
 
 
 @jit
 def restored(data: Floats, state: Floats) -> Vector:
     """Return x − mean(x) with the mean that `forward` found."""
     vector = about(data, read(state, SHIFT))
-    return Vector(vector.data, vector.shift, read(state, REST), vector.scale)
+    return Vector(vector.data, vector.shift, read(state, REST), vector.scale, vector.raw, vector.point)
 
 
 # ---- the sweeps that read --------------------------------------------------------------------------------------------
@@ -512,6 +516,23 @@ def accumulate(output: Floats, coefficient: Number, exponent: int, a: Vector, wi
 
 
 @jit
+def far_term(coefficient: Number, a: Vector, i: int) -> Number:
+    """Return coefficient·(raw_i − point) as a Number: slowly, but whatever the exponents."""
+    return multiply(coefficient, subtract(exactly(a.raw[i]), a.point))
+
+
+@jit
+def keep_far(output: Floats, i: int, value: Number) -> None:
+    """Put a Number into an output of pairs; what binary64 cannot hold as a pair is rounded here."""
+    if -900 < value.exponent < 1000:
+        output[0, i] = math.ldexp(value.hi, value.exponent)
+        output[1, i] = math.ldexp(value.lo, value.exponent)
+    else:
+        output[0, i] = to_binary64(value.hi, value.lo, value.exponent, False)
+        output[1, i] = 0.0
+
+
+@jit
 def combine(
     output: Floats,
     wide: bool,
@@ -527,17 +548,28 @@ def combine(
 
     The exponent is 0 unless a coefficient is far from 1.
     """
+    far = a.scale != 0
     constant = subtract(constant, multiply(k_a, a.rest))
-    k_a = scaled(k_a, a.scale)
+    if k_b is not None and b is not None:
+        far |= b.scale != 0
+        constant = subtract(constant, multiply(k_b, b.rest))
+    if k_c is not None and c is not None:
+        far |= c.scale != 0
+        constant = subtract(constant, multiply(k_c, c.rest))
+    if far:
+        for i in range(a.data.size):
+            value = add(constant, far_term(k_a, a, i))
+            if k_b is not None and b is not None:
+                value = add(value, far_term(k_b, b, i))
+            if k_c is not None and c is not None:
+                value = add(value, far_term(k_c, c, i))
+            keep_far(output, i, value)
+        return 0
     exponent = greatest_exponent(k_a, greatest_exponent(constant, -1000000))
     if k_b is not None and b is not None:
-        constant = subtract(constant, multiply(k_b, b.rest))
-        k_b = scaled(k_b, b.scale)
-        exponent = greatest_exponent(k_b, greatest_exponent(constant, exponent))
+        exponent = greatest_exponent(k_b, exponent)
     if k_c is not None and c is not None:
-        constant = subtract(constant, multiply(k_c, c.rest))
-        k_c = scaled(k_c, c.scale)
-        exponent = greatest_exponent(k_c, greatest_exponent(constant, exponent))
+        exponent = greatest_exponent(k_c, exponent)
     if exponent == -1000000 or abs(exponent) <= COEFFICIENT_COMFORT:
         exponent = 0
     output[0] = math.ldexp(constant.hi, constant.exponent - exponent)
