@@ -429,7 +429,10 @@ def test_jacobian_and_hessian_are_the_textbook_s(backend, axis):
     ones, zero = np.ones((3, 4)), np.zeros(3)
     limit_j = 2 * bounds.jvp(stats, p.gamma, ones, zero, zero)["y_dot"]
     limit_h = 2 * bounds.hvp(stats, p.gamma, rows(p.dy), ones, zero)["dx"]
-    for dense, blocks, limit in ((jacobian.dy_dx, textbook_j.dy_dx, limit_j), (hessian.dx_dx, textbook_h.dx_dx, limit_h)):
+    for dense, blocks, limit in (
+        (jacobian.dy_dx, textbook_j.dy_dx, limit_j),
+        (hessian.dx_dx, textbook_h.dx_dx, limit_h),
+    ):
         first = np.moveaxis(dense, (axis, 3 + axis), (0, 3)).reshape(3, 4, 3, 4)
         for c in range(3):
             for d in range(3):
