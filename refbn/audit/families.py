@@ -48,8 +48,6 @@ def _composition(depth: Depth) -> Iterator[Case]:
             ("f32", (6, 2), {"seed": 4}),
             ("f32", (2, 3, 2, 2, 2), {"eps": 0.01, "scale": 0.125, "seed": 5}),
             ("f32", (5, 4), {"data": "skewed", "seed": 6}),
-            ("f16", (4, 3, 5), {"seed": 7}),
-            ("bf16", (4, 3, 5), {"seed": 8}),
         ]
     yield from _cross("composition", _DERIVATIVES, rows)
 
@@ -273,6 +271,8 @@ def _types(depth: Depth) -> Iterator[Case]:
         ]
     yield from _cross("types", (*_FIRST, *_FIRST_EVAL), mixed)
     yield from _cross("types", ("rev_rev",), mixed[:2] if depth == "quick" else mixed)
+    if depth == "full":
+        yield from _cross("types", _DERIVATIVES, [(half, (4, 3, 5), {"seed": 1}) for half in _HALVES])
     state: list[Row] = [("f64", (8, 3), {"momentum": 0.1, "steps": 2})]
     state += [(half, (8, 3), {"param": "f32", "steps": 2}) for half in _HALVES]
     yield from _cross("types", ("running",), state)

@@ -60,7 +60,6 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LANES = 64
@@ -69,8 +68,8 @@ ROWS = 32
 COMFORT = 350
 """Buffers whose largest element lies in 2^±COMFORT are left unscaled: their products neither overflow nor underflow."""
 
-COEFFICIENT_COMFORT = 128
-"""Coefficients in 2^±COEFFICIENT_COMFORT are applied as they are, without a common power of two taken out."""
+COEFFICIENT_COMFORT = 256
+"""Coefficients in 2^±COEFFICIENT_COMFORT are applied to such buffers as binary64 pairs."""
 
 # What a state remembers, in this order.
 SHIFT, REST, VAR, INVSTD = range(4)
@@ -289,10 +288,10 @@ def to_binary64(hi: float, lo: float, exponent: int, to_odd: bool) -> float:
 
 
 @jit
-def finish(hi: Floats, lo: Floats, exponent: int, to_odd: bool) -> None:
-    """Round a vector of pairs, all times 2^exponent, to binary64 in place (in hi)."""
+def finish(hi: Floats, lo: Floats) -> None:
+    """Round a vector of pairs to odd, in place (in hi)."""
     for i in range(hi.size):
-        hi[i] = to_binary64(hi[i], lo[i], exponent, to_odd)
+        hi[i] = to_binary64(hi[i], lo[i], 0, True)
 
 
 @jit
@@ -498,13 +497,13 @@ def covariance(a: Vector, b: Vector, wide: bool) -> Number:
 
 
 @jit
-def accumulate(output: Floats, coefficient: Number, exponent: int, a: Vector, wide: bool) -> None:
-    """Add coefficient·(a.data − a.shift)·2^−exponent to the pairs in ``output``."""
+def accumulate(output: Floats, coefficient: Number, a: Vector, wide: bool) -> None:
+    """Add coefficient·(a.data − a.shift) to the pairs in ``output``."""
     hi = output[0]
     lo = output[1]
     data = a.data
-    k_hi = math.ldexp(coefficient.hi, coefficient.exponent - exponent)
-    k_lo = math.ldexp(coefficient.lo, coefficient.exponent - exponent)
+    k_hi = math.ldexp(coefficient.hi, coefficient.exponent)
+    k_lo = math.ldexp(coefficient.lo, coefficient.exponent)
     if wide:
         for i in range(data.size):
             t, f = two_sum(data[i], -a.shift)
@@ -543,19 +542,17 @@ def combine(
     b: Vector | None = None,
     k_c: Number | None = None,
     c: Vector | None = None,
-) -> int:
-    """Write constant + k_a·a + k_b·b + k_c·c, divided by a power of two, and return that power's exponent.
-
-    The exponent is 0 unless a coefficient is far from 1.
-    """
-    far = a.scale != 0
+) -> None:
+    """Write constant + k_a·a + k_b·b + k_c·c, element by element in Numbers if an exponent is far from 0."""
+    far = is_far(k_a, a)
     constant = subtract(constant, multiply(k_a, a.rest))
     if k_b is not None and b is not None:
-        far |= b.scale != 0
+        far |= is_far(k_b, b)
         constant = subtract(constant, multiply(k_b, b.rest))
     if k_c is not None and c is not None:
-        far |= c.scale != 0
+        far |= is_far(k_c, c)
         constant = subtract(constant, multiply(k_c, c.rest))
+    far |= abs(constant.exponent) > COEFFICIENT_COMFORT + COMFORT
     if far:
         for i in range(a.data.size):
             value = add(constant, far_term(k_a, a, i))
@@ -564,28 +561,20 @@ def combine(
             if k_c is not None and c is not None:
                 value = add(value, far_term(k_c, c, i))
             keep_far(output, i, value)
-        return 0
-    exponent = greatest_exponent(k_a, greatest_exponent(constant, -1000000))
+        return
+    output[0] = math.ldexp(constant.hi, constant.exponent)
+    output[1] = math.ldexp(constant.lo, constant.exponent) if wide else 0.0
+    accumulate(output, k_a, a, wide)
     if k_b is not None and b is not None:
-        exponent = greatest_exponent(k_b, exponent)
+        accumulate(output, k_b, b, wide)
     if k_c is not None and c is not None:
-        exponent = greatest_exponent(k_c, exponent)
-    if exponent == -1000000 or abs(exponent) <= COEFFICIENT_COMFORT:
-        exponent = 0
-    output[0] = math.ldexp(constant.hi, constant.exponent - exponent)
-    output[1] = math.ldexp(constant.lo, constant.exponent - exponent) if wide else 0.0
-    accumulate(output, k_a, exponent, a, wide)
-    if k_b is not None and b is not None:
-        accumulate(output, k_b, exponent, b, wide)
-    if k_c is not None and c is not None:
-        accumulate(output, k_c, exponent, c, wide)
-    return exponent
+        accumulate(output, k_c, c, wide)
 
 
 @jit
-def greatest_exponent(a: Number, exponent: int) -> int:
-    """Return the larger of an exponent and a's; zero has none."""
-    return exponent if a.hi == 0.0 else max(exponent, a.exponent)
+def is_far(coefficient: Number, a: Vector) -> bool:
+    """Return whether coefficient·a needs more than binary64's exponents."""
+    return a.scale != 0 or abs(coefficient.exponent) > COEFFICIENT_COMFORT
 
 
 # ---- the passes ------------------------------------------------------------------------------------------------------
@@ -597,7 +586,7 @@ class Channel(NamedTuple):
     """One channel of one call, packed.
 
     wide: whether vectors are computed in pairs. state (4, 3): Numbers. parameters: the channel's scalars. inputs
-    (n, m): its tensors. outputs (n, 2, m): its tensors as pairs, each to be multiplied by 2^exponents[n].
+    (n, m): its tensors. outputs (n, 2, m): its tensors as pairs.
     sums (n, 3): its scalar results, as Numbers.
     """
 
@@ -606,7 +595,6 @@ class Channel(NamedTuple):
     parameters: Floats
     inputs: Floats
     outputs: Floats
-    exponents: Integers
     sums: Floats
 
 
@@ -629,7 +617,7 @@ def forward(channel: Channel) -> None:
     invstd = standardize(channel, shift, d.rest, var, channel.parameters[2])
     write(channel.sums, 0, add(shift, d.rest))
     write(channel.sums, 1, var)
-    channel.exponents[0] = combine(channel.outputs[0], channel.wide, beta, multiply(gamma, invstd), d)  # (S5, F1)
+    combine(channel.outputs[0], channel.wide, beta, multiply(gamma, invstd), d)  # (S5, F1)
 
 
 @jit
@@ -661,7 +649,7 @@ def backward(channel: Channel) -> None:
     write(channel.sums, 1, sum_of_centred(g))  # (B5)
     k_g = multiply(gamma, r)
     k_d = negative(multiply(multiply(k_g, mean_xg), r))
-    channel.exponents[0] = combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_d, d)  # (B3, P1)
+    combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_d, d)  # (B3, P1)
 
 
 @jit
@@ -676,17 +664,17 @@ def jvp(channel: Channel) -> None:
     """Parameters gamma, gamma_dot, beta_dot; inputs x, x_dot; output y_dot."""
     d = restored(channel.inputs[0], channel.state)
     u = centred(channel.inputs[1])
-    channel.exponents[0] = tangent(channel, d, u, covariance(d, u, channel.wide), channel.outputs[0])  # (J5)
+    tangent(channel, d, u, covariance(d, u, channel.wide), channel.outputs[0])  # (J5)
 
 
 @jit
-def tangent(channel: Channel, d: Vector, u: Vector, mean_du: Number, output: Floats) -> int:
+def tangent(channel: Channel, d: Vector, u: Vector, mean_du: Number, output: Floats) -> None:
     """Write γ·r·P u + γ̇·x̂ + β̇ for the parameters γ, γ̇, β̇."""
     gamma, gamma_dot, beta_dot = given(channel, 0), given(channel, 1), given(channel, 2)
     r = read(channel.state, INVSTD)
     k_u = multiply(gamma, r)
     k_d = multiply(r, subtract(gamma_dot, multiply(k_u, multiply(r, mean_du))))
-    return combine(output, channel.wide, beta_dot, k_u, u, k_d, d)
+    combine(output, channel.wide, beta_dot, k_u, u, k_d, d)
 
 
 @jit
@@ -696,8 +684,8 @@ def double_backward(channel: Channel) -> None:
     g = centred(channel.inputs[1])
     u = centred(channel.inputs[2])
     mean_du = covariance(d, u, channel.wide)
-    channel.exponents[0] = second_order(channel, d, g, u, mean_du)  # (D3, D5)
-    channel.exponents[1] = tangent(channel, d, u, mean_du, channel.outputs[1])  # (D2)
+    second_order(channel, d, g, u, mean_du)  # (D3, D5)
+    tangent(channel, d, u, mean_du, channel.outputs[1])  # (D2)
 
 
 @jit
@@ -707,12 +695,12 @@ def hvp(channel: Channel) -> None:
     g = centred(channel.inputs[1])
     u = centred(channel.inputs[2])
     mean_du = covariance(d, u, channel.wide)
-    channel.exponents[0] = second_order(channel, d, g, u, mean_du)  # (H1, H2)
+    second_order(channel, d, g, u, mean_du)  # (H1, H2)
     write(channel.sums, 1, ZERO)  # (H3)
 
 
 @jit
-def second_order(channel: Channel, d: Vector, g: Vector, u: Vector, mean_du: Number) -> int:
+def second_order(channel: Channel, d: Vector, g: Vector, u: Vector, mean_du: Number) -> None:
     """Write K(u, g) + γ̇·r·P g for the parameters γ, γ̇, and the first sum r·Σ u·P g."""
     gamma, gamma_dot = given(channel, 0), given(channel, 1)
     r = read(channel.state, INVSTD)
@@ -726,7 +714,7 @@ def second_order(channel: Channel, d: Vector, g: Vector, u: Vector, mean_du: Num
     k_u = negative(multiply(r, multiply(gamma_r, mean_xg)))
     k_x = negative(multiply(r, multiply(gamma_r, mean_upg)))
     k_x = subtract(subtract(k_x, multiply(k_g, mean_xg)), multiply(k_u, mean_xu))
-    return combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_u, u, multiply(k_x, r), d)
+    combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_u, u, multiply(k_x, r), d)
 
 
 @jit
@@ -736,7 +724,7 @@ def inference(channel: Channel) -> None:
     gamma, beta = given(channel, 2), given(channel, 3)
     r = standardize(channel, mean, ZERO, var, channel.parameters[4])
     k_d = multiply(gamma, r)
-    channel.exponents[0] = combine(channel.outputs[0], channel.wide, beta, k_d, about(channel.inputs[0], mean))  # (I1)
+    combine(channel.outputs[0], channel.wide, beta, k_d, about(channel.inputs[0], mean))  # (I1)
 
 
 @jit
@@ -753,7 +741,7 @@ def inference_backward(channel: Channel) -> None:
     write(channel.sums, 1, sum_g)  # (I8)
     write(channel.sums, 2, negative(multiply(gamma_r, sum_g)))  # (I5)
     write(channel.sums, 3, negative(multiply(multiply(gamma, half_r2), sum_xg)))  # (I6)
-    channel.exponents[0] = combine(channel.outputs[0], channel.wide, ZERO, gamma_r, g)  # (I4)
+    combine(channel.outputs[0], channel.wide, ZERO, gamma_r, g)  # (I4)
 
 
 @jit
@@ -761,18 +749,18 @@ def inference_jvp(channel: Channel) -> None:
     """Parameters gamma, mean_dot, var_dot, gamma_dot, beta_dot; inputs x, x_dot; output y_dot."""
     d = about(channel.inputs[0], read(channel.state, SHIFT))
     u = about(channel.inputs[1], given(channel, 1))
-    channel.exponents[0] = frozen_tangent(channel, d, u, channel.outputs[0])  # (I3)
+    frozen_tangent(channel, d, u, channel.outputs[0])  # (I3)
 
 
 @jit
-def frozen_tangent(channel: Channel, d: Vector, u: Vector, output: Floats) -> int:
+def frozen_tangent(channel: Channel, d: Vector, u: Vector, output: Floats) -> None:
     """Write γ·x̂˙ + γ̇·x̂ + β̇ for u = ẋ − μ̇ and the parameters γ, μ̇, v̇, γ̇, β̇."""
     gamma, var_dot, gamma_dot = given(channel, 0), given(channel, 2), given(channel, 3)
     r = read(channel.state, INVSTD)
     k_u = multiply(gamma, r)  # (I2)
     half_r2 = multiply(HALF, multiply(r, r))
     k_d = multiply(r, subtract(gamma_dot, multiply(multiply(gamma, half_r2), var_dot)))
-    return combine(output, channel.wide, given(channel, 4), k_u, u, k_d, d)
+    combine(output, channel.wide, given(channel, 4), k_u, u, k_d, d)
 
 
 @jit
@@ -783,8 +771,8 @@ def inference_double_backward(channel: Channel) -> None:
     """
     d = about(channel.inputs[0], read(channel.state, SHIFT))
     u = about(channel.inputs[2], given(channel, 1))
-    channel.exponents[0] = frozen_second_order(channel, d, u)  # (I14)
-    channel.exponents[1] = frozen_tangent(channel, d, u, channel.outputs[1])  # (I13)
+    frozen_second_order(channel, d, u)  # (I14)
+    frozen_tangent(channel, d, u, channel.outputs[1])  # (I13)
 
 
 @jit
@@ -795,12 +783,12 @@ def inference_hvp(channel: Channel) -> None:
     """
     d = about(channel.inputs[0], read(channel.state, SHIFT))
     u = about(channel.inputs[2], given(channel, 1))
-    channel.exponents[0] = frozen_second_order(channel, d, u)
+    frozen_second_order(channel, d, u)
     write(channel.sums, 3, ZERO)  # (I11)
 
 
 @jit
-def frozen_second_order(channel: Channel, d: Vector, u: Vector) -> int:
+def frozen_second_order(channel: Channel, d: Vector, u: Vector) -> None:
     """Write dx˙ and the sums dγ˙, dμ˙, dv˙ for u = ẋ − μ̇ and the parameters γ, μ̇, v̇, γ̇."""
     gamma, var_dot, gamma_dot = given(channel, 0), given(channel, 2), given(channel, 3)
     r = read(channel.state, INVSTD)
@@ -815,7 +803,7 @@ def frozen_second_order(channel: Channel, d: Vector, u: Vector) -> int:
     write(channel.sums, 0, sum_xdot_g)  # (I11)
     write(channel.sums, 1, negative(multiply(k_g, total(g))))  # (I10)
     write(channel.sums, 2, negative(multiply(half_r2, bracket)))  # (I12)
-    return combine(channel.outputs[0], channel.wide, ZERO, k_g, g)  # (I9)
+    combine(channel.outputs[0], channel.wide, ZERO, k_g, g)  # (I9)
 
 
 @jit

@@ -267,16 +267,14 @@ def _run(
     scalars[:, len(parameters) :] = constants
     packed = np.empty((len(inputs), state.count))
     pairs = np.empty((len(outputs), 2, state.count))
-    exponents = np.zeros(len(outputs), dtype=np.int64)
     numbers = np.empty((groups, len(sums), 3))
     for group in range(groups):
         for buffer, tensor in zip(packed, inputs, strict=True):
             buffer.reshape(shape)[...] = tensor[group]
-        kernel(kernels.Channel(wide, state.numbers[group], scalars[group], packed, pairs, exponents, numbers[group]))
-        for (hi, lo), exponent, tensor in zip(pairs, exponents, outputs, strict=True):
-            to_odd = wide and format_of(tensor.dtype) is not BINARY64
-            if to_odd or exponent != 0:
-                kernels.finish(hi, lo, int(exponent), to_odd)
+        kernel(kernels.Channel(wide, state.numbers[group], scalars[group], packed, pairs, numbers[group]))
+        for (hi, lo), tensor in zip(pairs, outputs, strict=True):
+            if wide and format_of(tensor.dtype) is not BINARY64:
+                kernels.finish(hi, lo)
             tensor[group] = round_to(hi, tensor.dtype).reshape(shape)
     if state.count == 0 and kernel is not kernels.inference:
         numbers[...] = 0.0  # (R6): an empty sum has no factor that could make it NaN

@@ -30,10 +30,12 @@ The bounds do not grow with offset/std, nor with m but for the logarithm in h.
 **When it holds.** (a) u ≤ 2^(−20), w ≤ 2^(−14), and (h + 2)·u·(m + 1) ≤ 1/40; in binary64 that is every m up to 2^40.
 (b) Nothing overflows or vanishes on the way. To check that, take for every factor of the pass's formulas (r
 twice where it stands squared) the largest magnitude a in the channel. Then ∏ max(a, 1)·m² ≤ 2^1000 and
-∏ max(1/a, 1)·m² ≤ 2^900 must hold, where factors that are 0 do not count. A channel that breaks (b), or in which
-something is infinite or NaN, gets the bound +inf: nothing is claimed. Underflow then is no matter: it costs at
-most 2^(−1075) for each operation, times factors that stand in the majorant as well, and the others multiply
-to at least 2^(−900). x enters through x̂ and r alone, since `statistics` scales it (S7).
+∏ max(1/a, 1)·m² ≤ 2^900 must hold, where factors that are 0 do not count. With frozen statistics, where elements do not
+meet in a mean and a majorant can be as small as one of them, the second product takes the smallest magnitude that is
+not 0 instead. A channel that breaks (b), or in which something is infinite or NaN, gets the bound +inf: nothing is
+claimed. Underflow then is no matter: it costs at most 2^(−1075) for each operation, times factors that stand in the
+majorant as well, and the others multiply to at least 2^(−900). x enters through x̂ and r alone, since `statistics`
+scales it (S7).
 
 **Proof.** *Rules.* Say that a computed ã has the count K and the majorant A ≥ |a| if |ã − a| ≤ K·w·A. Inputs have
 K = 0. To first order in u, with u ≤ w/8 for each rounding:
@@ -132,6 +134,7 @@ class _Claim(NamedTuple):
     outputs: dict[str, _Term]
     factors: tuple[Array, ...]
     m: int
+    frozen: bool = False
 
 
 def _bound(claim: Callable[..., _Claim]) -> Callable[..., dict[str, Array]]:
@@ -140,10 +143,10 @@ def _bound(claim: Callable[..., _Claim]) -> Callable[..., dict[str, Array]]:
     @wraps(claim)
     def bound(*args: Any, u: float = _U, depth: int | None = None, **kwargs: Any) -> dict[str, Array]:
         with np.errstate(all="ignore"):
-            outputs, factors, m = claim(*args, **kwargs)
+            outputs, factors, m, is_frozen = claim(*args, **kwargs)
             h = _sum.depth(m) if depth is None else depth
             w = (h + 8) * u
-            claimed = _precise_enough(u, h, m) & _in_range(factors, m)
+            claimed = _precise_enough(u, h, m) & _in_range(factors, m, is_frozen)
             bounds = {}
             for name, term in outputs.items():
                 value = term.count * w * _OF_MAJORANT * term.majorant
@@ -166,14 +169,15 @@ def _precise_enough(u: float, h: int, m: int) -> bool:
     return u <= 2.0**-20 and (h + 8) * u <= 2.0**-14 and (h + 2) * u * (m + 1) <= 1 / 40
 
 
-def _in_range(factors: tuple[Array, ...], m: int) -> Array:
+def _in_range(factors: tuple[Array, ...], m: int, is_frozen: bool) -> Array:
     """Return where condition (b) holds, shape (G, 1)."""
     above = below = 2.0 * np.log2(max(m, 1))
     for factor in factors:
-        tensor = factor if factor.ndim == 2 else column(factor)
-        size = np.max(np.abs(tensor), axis=1, keepdims=True, initial=0.0)
-        magnitude = np.log2(np.where(size == 0, 1.0, size))
-        above, below = above + np.maximum(magnitude, 0.0), below + np.maximum(-magnitude, 0.0)
+        size = np.abs(factor if factor.ndim == 2 else column(factor))
+        largest = np.max(size, axis=1, keepdims=True, initial=0.0)
+        smallest = np.min(size, axis=1, keepdims=True, initial=np.inf, where=size != 0) if is_frozen else largest
+        above = above + np.maximum(np.log2(np.where(largest == 0, 1.0, largest)), 0.0)
+        below = below + np.maximum(-np.log2(np.where(smallest == 0, 1.0, smallest)), 0.0)
     return np.asarray((above <= 1000) & (below <= 900))
 
 
@@ -365,7 +369,7 @@ def inference(x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps:
         "y": _given(gamma) * _frozen_xhat(stats) + _given(beta),  # (I1)
         "invstd": _frozen_invstd(stats),
     }
-    return _Claim(outputs, (x - column(mean), stats.invstd, gamma, beta), x.shape[1])
+    return _Claim(outputs, (x - column(mean), stats.invstd, gamma, beta), x.shape[1], frozen=True)
 
 
 @_bound
@@ -383,7 +387,7 @@ def inference_jvp(
     y_dot = _given(gamma) * xhat_dot + _given(gamma_dot) * _frozen_xhat(stats) + _given(beta_dot)  # (I3)
     r, xhat = stats.invstd, stats.xhat
     factors = (gamma, xhat, r, r, x_dot, mean_dot, var_dot, gamma_dot, beta_dot)
-    return _Claim({"y_dot": y_dot}, factors, x_dot.shape[1])
+    return _Claim({"y_dot": y_dot}, factors, x_dot.shape[1], frozen=True)
 
 
 @_bound
@@ -400,7 +404,7 @@ def inference_backward(stats: Frozen, gamma: Array, dy: Array) -> _Claim:
         "dmean": _given(gamma) * (r * sum_dy),  # (I5)
         "dvar": (_given(gamma) * (r * (r * sum_dy_xhat))).halved(),  # (I6)
     }
-    return _Claim(outputs, (gamma, stats.xhat, stats.invstd, stats.invstd, dy), dy.shape[1])
+    return _Claim(outputs, (gamma, stats.xhat, stats.invstd, stats.invstd, dy), dy.shape[1], frozen=True)
 
 
 @_bound
@@ -431,7 +435,7 @@ def inference_hvp(
     }
     r_four_times = (stats.invstd,) * 4
     factors = (gamma, stats.xhat, *r_four_times, dy, x_dot, mean_dot, var_dot, gamma_dot)
-    return _Claim(outputs, factors, dy.shape[1])
+    return _Claim(outputs, factors, dy.shape[1], frozen=True)
 
 
 @_bound
@@ -453,7 +457,7 @@ def inference_double_backward(
     second = _claim_of(inference_hvp)(stats, gamma, dy, ddx, ddmean, ddvar, ddgamma)
     outputs = {name: term for name, term in second.outputs.items() if name != "dbeta"}  # (I14)
     outputs["ddy"] = along.outputs["y_dot"]  # (I13)
-    return _Claim(outputs, (*second.factors, ddbeta), dy.shape[1])
+    return _Claim(outputs, (*second.factors, ddbeta), dy.shape[1], frozen=True)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
