@@ -18,11 +18,16 @@ __all__ = [
     "BINARY32",
     "BINARY64",
     "FORMATS",
+    "Array",
     "Format",
     "format_of",
     "load",
     "round_to",
 ]
+
+
+Array = npt.NDArray[Any]
+"""An ndarray of any of the formats."""
 
 
 @dataclass(frozen=True)

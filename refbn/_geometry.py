@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refbn._types import Array
+from refbn._formats import Array
 
 __all__ = ["Geometry", "batch_norm", "native", "zeros"]
 

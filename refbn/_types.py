@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from refbn._geometry import Geometry
+from refbn._formats import Array
+from refbn._geometry import Geometry
 
 __all__ = ["Array", "DoubleBackward", "Forward", "Gradients", "Hessian", "Jacobian", "Saved", "SecondOrder"]
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"_errors", "_formats"},
-    {"_types", "dialects"},
-    {"_geometry"},
+    {"_geometry", "dialects"},
+    {"_types"},
     {"_validate"},
     {"reference"},
     {"exact"},
