@@ -34,9 +34,10 @@ Error bound
     |c − mean| ≤ |x_i − mean| for every i, whatever the offset (up to the error of the sum, which is far smaller).
     Hence |x_i − c| ≤ 2·|x_i − mean|, and correcting for what is left, mean(x − c), cancels nothing.
 
-    *Range.* If a buffer's largest element lies outside 2^±`COMFORT`, its sums are taken of a scaled copy, where an
-    element that loses bits is below 2⁻⁷⁰⁰ times the largest and does not matter, and outputs are computed element by
-    element in Numbers, from the data as they came.
+    *Range.* If a buffer's largest element lies outside 2^±`COMFORT`, or a coefficient outside
+    2^±`COEFFICIENT_COMFORT`, sums and outputs are computed element by element in Numbers, from the data as they came;
+    a sum is then a tree of depth ⌈log₂ m⌉. Only the mean is found from a scaled copy; what it loses is below 2⁻⁷⁰⁰
+    times the largest element.
 
 All jitted functions stand in this one file: Numba invalidates a cached function when the file that defines it has
 changed, but not when a function that it calls has.
@@ -305,7 +306,7 @@ def finish_numbers(numbers: Floats, to_odd: bool, result: Floats) -> None:
 
 
 class Vector(NamedTuple):
-    """The vector (data − shift)·2^scale − rest; the sweeps see data − shift, `far_term` raw − point.
+    """The vector (data − shift)·2^scale − rest; the sweeps see data − shift, `far_element` raw − point.
 
     raw and point are data·2^scale and shift·2^scale before small ones lost bits to the scaling.
     """
@@ -475,15 +476,45 @@ def block_sum(a: Floats, a_shift: float, b: Floats, b_shift: float, kind: int) -
 
 
 @jit
+def far_element(a: Vector, i: int) -> Number:
+    """Return raw_i − point as a Number."""
+    return subtract(exactly(a.raw[i]), a.point)
+
+
+@jit
+def tree_sum(terms: Floats) -> Number:
+    """Return the sum of an array of Numbers (n, 3), halving it in place."""
+    n = terms.shape[0]
+    if n == 0:
+        return Number(0.0, 0.0, 0)
+    while n > 1:
+        half = (n + 1) // 2
+        for i in range(n // 2):
+            write(terms, i, add(read(terms, i), read(terms, i + half)))
+        n = half
+    return read(terms, 0)
+
+
+@jit
 def total(a: Vector) -> Number:
     """Return Σ a_i of a vector without rest."""
-    return scaled(block_sum(a.data, a.shift, a.data, a.shift, TOTAL), a.scale)
+    if a.scale == 0:
+        return block_sum(a.data, a.shift, a.data, a.shift, TOTAL)
+    terms = np.empty((a.raw.size, 3))
+    for i in range(a.raw.size):
+        write(terms, i, far_element(a, i))
+    return tree_sum(terms)
 
 
 @jit
 def dot(a: Vector, b: Vector, wide: bool) -> Number:
     """Return Σ a_i·b_i of vectors without rests."""
-    return scaled(block_sum(a.data, a.shift, b.data, b.shift, WIDE if wide else PLAIN), a.scale + b.scale)
+    if a.scale == 0 and b.scale == 0:
+        return block_sum(a.data, a.shift, b.data, b.shift, WIDE if wide else PLAIN)
+    terms = np.empty((a.raw.size, 3))
+    for i in range(a.raw.size):
+        write(terms, i, multiply(far_element(a, i), far_element(b, i)))
+    return tree_sum(terms)
 
 
 @jit
@@ -512,12 +543,6 @@ def accumulate(output: Floats, coefficient: Number, a: Vector, wide: bool) -> No
     else:
         for i in range(data.size):
             hi[i] += k_hi * (data[i] - a.shift)
-
-
-@jit
-def far_term(coefficient: Number, a: Vector, i: int) -> Number:
-    """Return coefficient·(raw_i − point) as a Number: slowly, but whatever the exponents."""
-    return multiply(coefficient, subtract(exactly(a.raw[i]), a.point))
 
 
 @jit
@@ -555,11 +580,11 @@ def combine(
     far |= abs(constant.exponent) > COEFFICIENT_COMFORT + COMFORT
     if far:
         for i in range(a.data.size):
-            value = add(constant, far_term(k_a, a, i))
+            value = add(constant, multiply(k_a, far_element(a, i)))
             if k_b is not None and b is not None:
-                value = add(value, far_term(k_b, b, i))
+                value = add(value, multiply(k_b, far_element(b, i)))
             if k_c is not None and c is not None:
-                value = add(value, far_term(k_c, c, i))
+                value = add(value, multiply(k_c, far_element(c, i)))
             keep_far(output, i, value)
         return
     output[0] = math.ldexp(constant.hi, constant.exponent)

@@ -223,9 +223,10 @@ def test_the_full_depth_has_every_operation_format_layout_and_check():
     assert {case.check for case in cases} == set(CHECKS)
     assert {case.data for case in cases} == set(DATA)
     derivatives = {name for name, op in OPERATIONS.items() if op.composition}
-    composition = [case for case in cases if case.family == "composition"]
-    for dtype in ("f16", "bf16", "f32", "f64"):
-        assert {case.operation for case in composition if case.dtype == dtype} == derivatives
+    # The half types lose digits of their own, which would hide in one column what the nesting is about.
+    for dtype, family in (("f16", "types"), ("bf16", "types"), ("f32", "composition"), ("f64", "composition")):
+        chosen = {case.operation for case in cases if (case.dtype, case.family) == (dtype, family)}
+        assert derivatives <= chosen
 
 
 def test_the_quick_depth_has_every_operation_too():
