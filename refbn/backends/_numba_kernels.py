@@ -637,10 +637,9 @@ def forward(channel: Channel) -> None:
     """
     gamma, beta = given(channel, 0), given(channel, 1)
     d = centred(channel.inputs[0])  # (S1, S2)
-    shift = scaled(exactly(d.shift), d.scale)
     var = covariance(d, d, True)  # (S3)
-    invstd = standardize(channel, shift, d.rest, var, channel.parameters[2])
-    write(channel.sums, 0, add(shift, d.rest))
+    invstd = standardize(channel, d.point, d.rest, var, channel.parameters[2])
+    write(channel.sums, 0, add(d.point, d.rest))
     write(channel.sums, 1, var)
     combine(channel.outputs[0], channel.wide, beta, multiply(gamma, invstd), d)  # (S5, F1)
 

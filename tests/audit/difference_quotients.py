@@ -133,3 +133,14 @@ def _channel(operation, inputs, c, moves_statistics):
         gradient.append((moved(point + unit) - moved(point - unit)) / (2 * step))
     kept = names if moves_statistics else names[:2]
     return {"dx": gradient[:m]} | {f"d{name}": gradient[place[name]] for name in kept}
+
+
+def running(inputs):
+    """Running mean and variance after all batches, in PyTorch's convention, straight from its definition."""
+    mean, var = inputs.running_mean, inputs.running_var
+    for step, batch in enumerate(inputs.batches, 1):
+        weight = 1 / step if inputs.momentum is None else inputs.momentum
+        x = np.moveaxis(batch, 1, 0).reshape(mean.size, -1)
+        mean = mean + weight * (x.mean(axis=1) - mean)
+        var = var + weight * (x.var(axis=1, ddof=1) - var)
+    return mean, var

@@ -10,7 +10,7 @@ import pytest
 from refbn._formats import BFLOAT16, BINARY32, FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, STATE, Unsupported
 from refbn.audit.adapters.torch import Torch
-from tests.audit.difference_quotients import allowance, deviation, draw, known, truth
+from tests.audit.difference_quotients import allowance, deviation, draw, known, running, truth
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 torch = pytest.importorskip("torch")
@@ -167,12 +167,7 @@ def test_bfloat16_keeps_its_values(adapter):
 def test_state(adapter, momentum):
     inputs = draw((4, 3, 5), steps=3, momentum=momentum)
     answer = adapter.run("running", inputs)
-    mean, var = inputs.running_mean, inputs.running_var
-    for step, batch in enumerate(inputs.batches, 1):
-        weight = 1 / step if momentum is None else momentum
-        x = np.moveaxis(batch, 1, 0).reshape(3, -1)
-        mean = mean + weight * (x.mean(axis=1) - mean)
-        var = var + weight * (x.var(axis=1, ddof=1) - var)
+    mean, var = running(inputs)
     assert deviation(answer["running_mean"], mean) <= allowance(inputs)
     assert deviation(answer["running_var"], var) <= allowance(inputs)
     answer = adapter.run(STATE[1].name, inputs)

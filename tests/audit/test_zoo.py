@@ -11,7 +11,7 @@ from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
 from refbn.audit.adapters.zoo import ZOO, Control
 from refbn.audit.cases import FAMILIES
-from tests.audit.difference_quotients import allowance, deviation, draw, known
+from tests.audit.difference_quotients import allowance, deviation, draw, known, running
 
 MISTAKES = [name for name in ZOO if name != "control"]
 DERIVATIVES = sorted(name for name in Control.operations if OPERATIONS[name].composition)
@@ -115,12 +115,7 @@ def test_the_control_tracks_statistics_as_torch_does():
     for momentum in (0.1, None):
         inputs = draw((4, 3, 5), steps=3, momentum=momentum)
         answer = Control().run("running", inputs)
-        mean, var = inputs.running_mean, inputs.running_var
-        for step, batch in enumerate(inputs.batches, 1):
-            weight = 1 / step if momentum is None else momentum
-            x = np.moveaxis(batch, 1, 0).reshape(3, -1)
-            mean = mean + weight * (x.mean(axis=1) - mean)
-            var = var + weight * (x.var(axis=1, ddof=1) - var)
+        mean, var = running(inputs)
         assert deviation(answer["running_mean"], mean) <= allowance(inputs)
         assert deviation(answer["running_var"], var) <= allowance(inputs)
 
