@@ -7,7 +7,9 @@ shapes that differ.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t
 from libc.string cimport memset
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
 import numpy as np
 
@@ -37,6 +39,7 @@ cdef extern from "refbn.h":
         Py_ssize_t stride
 
     ctypedef struct refbn_call:
+        int pass_ "pass"
         refbn_geometry geometry
         double *state
         double eps
@@ -44,18 +47,41 @@ cdef extern from "refbn.h":
         refbn_vector gamma, beta, mean, var, invstd
         refbn_vector gamma_dot, beta_dot, mean_dot, var_dot
         refbn_vector dgamma, dbeta, dmean, dvar
-        double weight_new[2]
-        double weight_old[2]
-        int unbiased
+        double momentum[2]
+        double weight_new[3]
+        double weight_old[3]
+        int weighs_new, unbiased
+        void *scratch
+        int64_t *decided
 
-    ctypedef void (*refbn_pass)(refbn_call *) noexcept nogil
+    enum:
+        REFBN_FORWARD
+        REFBN_BACKWARD
+        REFBN_JVP
+        REFBN_DOUBLE_BACKWARD
+        REFBN_HVP
+        REFBN_RUNNING_UPDATE
+        REFBN_INFERENCE
+        REFBN_INFERENCE_BACKWARD
+        REFBN_INFERENCE_JVP
+        REFBN_INFERENCE_DOUBLE_BACKWARD
+        REFBN_INFERENCE_HVP
 
     ctypedef struct refbn_kernels:
         const char *name
-        refbn_pass forward, backward, jvp, double_backward, hvp, running_update
-        refbn_pass inference, inference_backward, inference_jvp, inference_double_backward, inference_hvp
+        void (*prepare)(refbn_call *) noexcept nogil
+        size_t (*scratch_size)(const refbn_call *, int) noexcept nogil
+        void (*run)(refbn_call *, refbn_team *) noexcept nogil
 
     const refbn_kernels *refbn_kernels_at(int index) noexcept nogil
+
+cdef extern from "threads.h":
+    ctypedef struct refbn_team:
+        int rank, size
+    void refbn_parallel(int, void (*)(refbn_team *, void *) noexcept nogil, void *) noexcept nogil
+
+cdef extern from "environment.h":
+    int refbn_environment_available() noexcept nogil
 
 
 cdef int _HALF = np.dtype(np.float16).num
@@ -140,10 +166,34 @@ cdef class _Call:
         self.call.state = <double *>buffer.buf
         return 0
 
+    cdef int tally(self, object decided) except -1:
+        """Count into an int64 array of shape (2, 4): elements and vector results, by rung."""
+        cdef Py_buffer *buffer
+        if decided is not None:
+            buffer = self.hold(decided, True)
+            if buffer.len != 8 * sizeof(int64_t):
+                raise ValueError("counts of shape (2, 4)")
+            self.call.decided = <int64_t *>buffer.buf
+        return 0
+
     cdef object new_state(self):
         state = _empty((self.call.geometry.groups, REFBN_STATE_SIZE))
         self.state(state, True)
         return state
+
+
+cdef struct _Run:
+    const refbn_kernels *kernels
+    refbn_call *call
+
+
+cdef void _member(refbn_team *team, void *run) noexcept nogil:
+    (<_Run *>run).kernels.run((<_Run *>run).call, team)
+
+
+# Making threads costs some 70 us; a thread should have some 300 us to do.
+cdef enum:
+    _NUMBERS_PER_THREAD = 1 << 18
 
 
 cdef class Kernels:
@@ -152,7 +202,26 @@ cdef class Kernels:
     cdef const refbn_kernels *kernels
     cdef readonly str name
 
-    def forward(self, x, gamma, beta, double eps, y, mean, var, invstd):
+    cdef int run(self, _Call c, int kind, int threads, object decided) except -1:
+        cdef refbn_call *call = &c.call
+        cdef _Run run = _Run(self.kernels, call)
+        cdef Py_ssize_t numbers
+        call.pass_ = kind
+        c.tally(decided)
+        with nogil:
+            numbers = call.geometry.groups * call.geometry.count
+            numbers *= 1 + (call.dy.data != NULL) + (call.x_dot.data != NULL)
+            threads = min(threads, 1 + numbers // _NUMBERS_PER_THREAD)
+            self.kernels.prepare(call)
+            call.scratch = PyMem_RawMalloc(self.kernels.scratch_size(call, threads))
+            if call.scratch != NULL:
+                refbn_parallel(threads, _member, &run)
+        if call.scratch == NULL:
+            raise MemoryError
+        PyMem_RawFree(call.scratch)
+        return 0
+
+    def forward(self, x, gamma, beta, double eps, y, mean, var, invstd, int threads=1, decided=None):
         """Run forward; return the state."""
         cdef _Call c = _Call()
         c.call.eps = eps
@@ -164,11 +233,10 @@ cdef class Kernels:
         c.vector(&c.call.var, var, True)
         c.vector(&c.call.invstd, invstd, True)
         state = c.new_state()
-        with nogil:
-            self.kernels.forward(&c.call)
+        self.run(c, REFBN_FORWARD, threads, decided)
         return state
 
-    def backward(self, state, x, gamma, dy, dx, dgamma, dbeta):
+    def backward(self, state, x, gamma, dy, dx, dgamma, dbeta, int threads=1, decided=None):
         """Run backward."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -178,10 +246,9 @@ cdef class Kernels:
         c.tensor(&c.call.dx, dx, True)
         c.vector(&c.call.dgamma, dgamma, True)
         c.vector(&c.call.dbeta, dbeta, True)
-        with nogil:
-            self.kernels.backward(&c.call)
+        self.run(c, REFBN_BACKWARD, threads, decided)
 
-    def jvp(self, state, x, gamma, x_dot, gamma_dot, beta_dot, y_dot):
+    def jvp(self, state, x, gamma, x_dot, gamma_dot, beta_dot, y_dot, int threads=1, decided=None):
         """Run jvp."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -191,10 +258,9 @@ cdef class Kernels:
         c.vector(&c.call.gamma_dot, gamma_dot)
         c.vector(&c.call.beta_dot, beta_dot)
         c.tensor(&c.call.y, y_dot, True)
-        with nogil:
-            self.kernels.jvp(&c.call)
+        self.run(c, REFBN_JVP, threads, decided)
 
-    def double_backward(self, state, x, gamma, dy, ddx, ddgamma, ddbeta, ddy, dx, dgamma):
+    def double_backward(self, state, x, gamma, dy, ddx, ddgamma, ddbeta, ddy, dx, dgamma, int threads=1, decided=None):
         """Run double_backward."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -207,10 +273,9 @@ cdef class Kernels:
         c.tensor(&c.call.y, ddy, True)
         c.tensor(&c.call.dx, dx, True)
         c.vector(&c.call.dgamma, dgamma, True)
-        with nogil:
-            self.kernels.double_backward(&c.call)
+        self.run(c, REFBN_DOUBLE_BACKWARD, threads, decided)
 
-    def hvp(self, state, x, gamma, dy, x_dot, gamma_dot, dx, dgamma, dbeta):
+    def hvp(self, state, x, gamma, dy, x_dot, gamma_dot, dx, dgamma, dbeta, int threads=1, decided=None):
         """Run hvp."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -222,27 +287,28 @@ cdef class Kernels:
         c.tensor(&c.call.dx, dx, True)
         c.vector(&c.call.dgamma, dgamma, True)
         c.vector(&c.call.dbeta, dbeta, True)
-        with nogil:
-            self.kernels.hvp(&c.call)
+        self.run(c, REFBN_HVP, threads, decided)
 
-    def running_update(self, state, weight_new, weight_old, bint unbiased, running_mean, running_var,
-                       out_mean, out_var):
-        """Blend; each weight is a pair hi, lo of doubles."""
+    def running_update(self, state, x, momentum, bint weighs_new, weight_new, weight_old, bint unbiased,
+                       running_mean, running_var, out_mean, out_var, int threads=1, decided=None):
+        """Blend; momentum is a pair numerator, denominator, each weight hi, lo and a bound of the error."""
         cdef _Call c = _Call()
-        c.call.geometry.groups = state.shape[0]
-        c.call.geometry.count = 1  # one number for each group
+        cdef int k
+        c.tensor(&c.call.x, x)
         c.state(state)
-        c.call.weight_new[0], c.call.weight_new[1] = weight_new
-        c.call.weight_old[0], c.call.weight_old[1] = weight_old
+        c.call.momentum[0], c.call.momentum[1] = momentum
+        for k in range(3):
+            c.call.weight_new[k] = weight_new[k]
+            c.call.weight_old[k] = weight_old[k]
+        c.call.weighs_new = weighs_new
         c.call.unbiased = unbiased
         c.vector(&c.call.mean, running_mean)
         c.vector(&c.call.var, running_var)
         c.vector(&c.call.dmean, out_mean, True)
         c.vector(&c.call.dvar, out_var, True)
-        with nogil:
-            self.kernels.running_update(&c.call)
+        self.run(c, REFBN_RUNNING_UPDATE, threads, decided)
 
-    def inference(self, x, mean, var, gamma, beta, double eps, y, invstd):
+    def inference(self, x, mean, var, gamma, beta, double eps, y, invstd, int threads=1, decided=None):
         """Run inference; return the state."""
         cdef _Call c = _Call()
         c.call.eps = eps
@@ -254,11 +320,10 @@ cdef class Kernels:
         c.tensor(&c.call.y, y, True)
         c.vector(&c.call.invstd, invstd, True)
         state = c.new_state()
-        with nogil:
-            self.kernels.inference(&c.call)
+        self.run(c, REFBN_INFERENCE, threads, decided)
         return state
 
-    def inference_backward(self, state, x, gamma, dy, dx, dgamma, dbeta, dmean, dvar):
+    def inference_backward(self, state, x, gamma, dy, dx, dgamma, dbeta, dmean, dvar, int threads=1, decided=None):
         """Run inference_backward."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -270,10 +335,9 @@ cdef class Kernels:
         c.vector(&c.call.dbeta, dbeta, True)
         c.vector(&c.call.dmean, dmean, True)
         c.vector(&c.call.dvar, dvar, True)
-        with nogil:
-            self.kernels.inference_backward(&c.call)
+        self.run(c, REFBN_INFERENCE_BACKWARD, threads, decided)
 
-    def inference_jvp(self, state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot):
+    def inference_jvp(self, state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot, int threads=1, decided=None):
         """Run inference_jvp."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -281,11 +345,10 @@ cdef class Kernels:
         c.direction(gamma, x_dot, mean_dot, var_dot, gamma_dot)
         c.vector(&c.call.beta_dot, beta_dot)
         c.tensor(&c.call.y, y_dot, True)
-        with nogil:
-            self.kernels.inference_jvp(&c.call)
+        self.run(c, REFBN_INFERENCE_JVP, threads, decided)
 
     def inference_double_backward(self, state, x, gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta,
-                                  ddy, dx, dgamma, dmean, dvar):
+                                  ddy, dx, dgamma, dmean, dvar, int threads=1, decided=None):
         """Run inference_double_backward."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -298,11 +361,10 @@ cdef class Kernels:
         c.vector(&c.call.dgamma, dgamma, True)
         c.vector(&c.call.dmean, dmean, True)
         c.vector(&c.call.dvar, dvar, True)
-        with nogil:
-            self.kernels.inference_double_backward(&c.call)
+        self.run(c, REFBN_INFERENCE_DOUBLE_BACKWARD, threads, decided)
 
     def inference_hvp(self, state, x, gamma, dy, x_dot, mean_dot, var_dot, gamma_dot,
-                      dx, dgamma, dbeta, dmean, dvar):
+                      dx, dgamma, dbeta, dmean, dvar, int threads=1, decided=None):
         """Run inference_hvp."""
         cdef _Call c = _Call()
         c.tensor(&c.call.x, x)
@@ -314,8 +376,7 @@ cdef class Kernels:
         c.vector(&c.call.dbeta, dbeta, True)
         c.vector(&c.call.dmean, dmean, True)
         c.vector(&c.call.dvar, dvar, True)
-        with nogil:
-            self.kernels.inference_hvp(&c.call)
+        self.run(c, REFBN_INFERENCE_HVP, threads, decided)
 
 
 cdef tuple _builds():
@@ -329,4 +390,6 @@ cdef tuple _builds():
     return tuple(found)
 
 
+if not refbn_environment_available():
+    raise ImportError("this machine's floating-point environment can neither be used nor changed")
 builds = _builds()

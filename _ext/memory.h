@@ -1,8 +1,7 @@
-/* Between memory in the four formats and blocks of binary64 numbers.
+/* Between memory in the four formats and numbers.
  *
- * Reading is exact and turns infinities into NaN (rule R1: x + (x - x)). Writing rounds once, to nearest
- * even, subnormals and overflow included. Assumes that conversions between binary64 and binary32 round to
- * nearest even and keep subnormals.
+ * Reading is exact. Writing rounds once, to nearest even, subnormals and overflow included. Assumes that
+ * conversions between binary64 and binary32 round to nearest even and keep subnormals.
  *
  * Test: pytest tests/backends/test_native.py -k conversion
  */
@@ -28,13 +27,6 @@
 #define REFBN_SQRT(x) sqrt(x)
 #endif
 
-/* A tile is REFBN_STEPS rows of REFBN_LANES numbers. A row holds either consecutive elements of one group or
- * one element of as many consecutive groups; what is summed is summed per lane. */
-enum { REFBN_LANES = 64, REFBN_STEPS = 16, REFBN_TILE = REFBN_STEPS * REFBN_LANES };
-
-/* A width is a multiple of 16, and the mask tells the compiler so: no loop needs a scalar remainder. */
-#define REFBN_EACH_LANE(width) for (int lane = 0; lane < ((width) & -16); lane++)
-
 typedef union {
     double f;
     int64_t i;
@@ -52,20 +44,12 @@ REFBN_UNALIGNED(double, refbn_double_in_memory);
 static REFBN_INLINE double refbn_nan(void) { return ((refbn_bits){.i = (int64_t)0x7ff8 << 48}).f; }
 static REFBN_INLINE double refbn_infinity(void) { return ((refbn_bits){.i = (int64_t)0x7ff0 << 48}).f; }
 
-/* ---- one number
- * -------------------------------------------------------------------------------------------- */
+static REFBN_INLINE double refbn_from_f64(double a) { return a; }
+static REFBN_INLINE float refbn_from_f32(float a) { return a; }
 
-static REFBN_INLINE double refbn_poison(double a) { return a + (a - a); }
+static REFBN_INLINE float refbn_from_bf16(uint16_t a) { return ((refbn_bits32){.i = (uint32_t)a << 16}).f; }
 
-static REFBN_INLINE double refbn_from_f64(double a) { return refbn_poison(a); }
-static REFBN_INLINE double refbn_from_f32(float a) { return refbn_poison((double)a); }
-
-static REFBN_INLINE double refbn_from_bf16(uint16_t a)
-{
-    return refbn_poison((double)((refbn_bits32){.i = (uint32_t)a << 16}).f);
-}
-
-static REFBN_INLINE double refbn_from_f16(uint16_t a)
+static REFBN_INLINE float refbn_from_f16(uint16_t a)
 {
     /* The exponent field moves from bias 15 to bias 127, infinity and NaN on to 255; a subnormal is an
      * integer times 2^-24. */
@@ -75,7 +59,7 @@ static REFBN_INLINE double refbn_from_f16(uint16_t a)
     const float value = magnitude < 0x0400u ? (float)(int32_t)magnitude * 0x1p-24f : normal.f;
     refbn_bits32 result = {value};
     result.i |= sign;
-    return refbn_poison((double)result.f);
+    return result.f;
 }
 
 static REFBN_INLINE double refbn_to_f64(double a) { return a; }
@@ -114,66 +98,92 @@ static REFBN_INLINE uint16_t refbn_to_f16(double a)
     return (uint16_t)(result | ((uint32_t)(bits.i >> 63) & 0x8000u));
 }
 
-/* ---- blocks: `rows` rows of `width` numbers, REFBN_LANES apart in the block, any distance apart in memory
- * --------- */
+/* ---- runs: n numbers, `stride` bytes apart in memory, side by side in a buffer ---- */
 
-#define REFBN_EACH_NUMBER(width, statement)                                                                  \
-    for (ptrdiff_t k = 0; k < (width); k++)                                                                  \
-        statement;
-
-/* Full rows and unit strides have loops of their own, which vectorise best. */
-#define REFBN_EACH_ROW(type, unit_stride, any_stride)                                                        \
-    for (; rows > 0; rows--, block += REFBN_LANES, data += row_stride) {                                     \
-        if (stride != (ptrdiff_t)sizeof(type))                                                               \
-            REFBN_EACH_NUMBER(width, any_stride)                                                             \
-        else if (width == REFBN_LANES)                                                                       \
-            REFBN_EACH_NUMBER(REFBN_LANES, unit_stride)                                                      \
+#define REFBN_RUNS(format, type, buffer)                                                             \
+    static inline void refbn_read_##format##_##buffer(buffer *restrict to, const char *restrict from,        \
+                                                      ptrdiff_t stride, ptrdiff_t n)                         \
+    {                                                                                                        \
+        if (stride == (ptrdiff_t)sizeof(type))                                                               \
+            for (ptrdiff_t k = 0; k < n; k++)                                                                \
+                to[k] = (buffer)refbn_from_##format(((const type *)from)[k]);                                \
         else                                                                                                 \
-            REFBN_EACH_NUMBER(width, unit_stride)                                                            \
+            for (ptrdiff_t k = 0; k < n; k++)                                                                \
+                to[k] = (buffer)refbn_from_##format(*(const type *)(from + k * stride));                     \
     }
 
-#define REFBN_BLOCKS(name, type)                                                                             \
-    static inline void refbn_load_##name(double *restrict block, const char *restrict data,                  \
-                                         ptrdiff_t row_stride, ptrdiff_t stride, ptrdiff_t rows,             \
-                                         ptrdiff_t width)                  \
-    {                                                                                                        \
-        REFBN_EACH_ROW(type, block[k] = refbn_from_##name(((const type *)data)[k]),                          \
-                       block[k] = refbn_from_##name(*(const type *)(data + k * stride)))                     \
-    }                                                                                                        \
-                                                                                                             \
-    static inline void refbn_store_##name(const double *restrict block, char *restrict data,                 \
-                                          ptrdiff_t row_stride, ptrdiff_t stride, ptrdiff_t rows,            \
-                                          ptrdiff_t width)                 \
-    {                                                                                                        \
-        REFBN_EACH_ROW(type, ((type *)data)[k] = refbn_to_##name(block[k]),                                  \
-                       *(type *)(data + k * stride) = refbn_to_##name(block[k]))                             \
-    }
+REFBN_RUNS(f16, refbn_half_in_memory, float)
+REFBN_RUNS(bf16, refbn_half_in_memory, float)
+REFBN_RUNS(f32, refbn_float_in_memory, float)
+REFBN_RUNS(f16, refbn_half_in_memory, double)
+REFBN_RUNS(bf16, refbn_half_in_memory, double)
+REFBN_RUNS(f32, refbn_float_in_memory, double)
+REFBN_RUNS(f64, refbn_double_in_memory, double)
 
-REFBN_BLOCKS(f16, refbn_half_in_memory)
-REFBN_BLOCKS(bf16, refbn_half_in_memory)
-REFBN_BLOCKS(f32, refbn_float_in_memory)
-REFBN_BLOCKS(f64, refbn_double_in_memory)
-
-static inline void refbn_load_block(int format, double *block, const char *data, ptrdiff_t row_stride,
-                                    ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t width)
+static inline void refbn_read_float(int format, float *to, const char *from, ptrdiff_t stride, ptrdiff_t n)
 {
     switch (format) {
-    case REFBN_F16: refbn_load_f16(block, data, row_stride, stride, rows, width); break;
-    case REFBN_BF16: refbn_load_bf16(block, data, row_stride, stride, rows, width); break;
-    case REFBN_F32: refbn_load_f32(block, data, row_stride, stride, rows, width); break;
-    default: refbn_load_f64(block, data, row_stride, stride, rows, width);
+    case REFBN_F16: refbn_read_f16_float(to, from, stride, n); break;
+    case REFBN_BF16: refbn_read_bf16_float(to, from, stride, n); break;
+    default: refbn_read_f32_float(to, from, stride, n);
     }
 }
 
-static inline void refbn_store_block(int format, const double *block, char *data, ptrdiff_t row_stride,
-                                     ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t width)
+static inline void refbn_read_double(int format, double *to, const char *from, ptrdiff_t stride, ptrdiff_t n)
 {
     switch (format) {
-    case REFBN_F16: refbn_store_f16(block, data, row_stride, stride, rows, width); break;
-    case REFBN_BF16: refbn_store_bf16(block, data, row_stride, stride, rows, width); break;
-    case REFBN_F32: refbn_store_f32(block, data, row_stride, stride, rows, width); break;
-    default: refbn_store_f64(block, data, row_stride, stride, rows, width);
+    case REFBN_F16: refbn_read_f16_double(to, from, stride, n); break;
+    case REFBN_BF16: refbn_read_bf16_double(to, from, stride, n); break;
+    case REFBN_F32: refbn_read_f32_double(to, from, stride, n); break;
+    default: refbn_read_f64_double(to, from, stride, n);
     }
+}
+
+static inline int refbn_size(int format) { return format == REFBN_F64 ? 8 : format == REFBN_F32 ? 4 : 2; }
+
+/* Encoded numbers of `size` bytes, from a buffer. */
+static inline void refbn_write(int size, char *restrict to, const char *restrict from, ptrdiff_t stride, ptrdiff_t n)
+{
+    if (stride == size)
+        __builtin_memcpy(to, from, (size_t)(n * size));
+    else if (size == 8)
+        for (ptrdiff_t k = 0; k < n; k++)
+            *(refbn_double_in_memory *)(to + k * stride) = ((const refbn_double_in_memory *)from)[k];
+    else if (size == 4)
+        for (ptrdiff_t k = 0; k < n; k++)
+            *(refbn_float_in_memory *)(to + k * stride) = ((const refbn_float_in_memory *)from)[k];
+    else
+        for (ptrdiff_t k = 0; k < n; k++)
+            *(refbn_half_in_memory *)(to + k * stride) = ((const refbn_half_in_memory *)from)[k];
+}
+
+/* What `a` is rounded to, encoded. */
+static inline uint64_t refbn_encode(int format, double a)
+{
+    switch (format) {
+    case REFBN_F16: return refbn_to_f16(a);
+    case REFBN_BF16: return refbn_to_bf16(a);
+    case REFBN_F32: return ((refbn_bits32){(float)a}).i;
+    default: return (uint64_t)((refbn_bits){a}).i;
+    }
+}
+
+static inline void refbn_put(int format, char *to, double a)
+{
+    const uint64_t code = refbn_encode(format, a);
+    if (format == REFBN_F64)
+        *(refbn_double_in_memory *)to = a;
+    else if (format == REFBN_F32)
+        *(refbn_float_in_memory *)to = (float)a;
+    else
+        *(refbn_half_in_memory *)to = (uint16_t)code;
+}
+
+static inline double refbn_get(int format, const char *from)
+{
+    double value;
+    refbn_read_double(format, &value, from, 0, 1);
+    return value;
 }
 
 #endif

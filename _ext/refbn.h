@@ -2,7 +2,7 @@
  *
  * Freestanding C11: no Python, no NumPy, no allocation, no mutable state outside the arguments. One
  * `refbn_call` describes a call; each pass lists the members that it reads and writes. The meaning of the
- * passes, and the rules R1-R6 at the edges, are those of refbn/backends/_contract.py.
+ * passes, and the rules R1-R7 at the edges, are those of refbn/backends/_contract.py.
  */
 #ifndef REFBN_H
 #define REFBN_H
@@ -38,20 +38,49 @@ typedef struct {
     ptrdiff_t stride;
 } refbn_vector;
 
-/* One row of the state per group. A number is kept as (hi + lo) * 2^exponent. */
+/* One row of the state per group: what the derivatives want to know of the forward. */
 enum {
-    REFBN_STATE_ARITHMETIC, /* which arithmetic computed the row: 0 binary64, 1 double-double, 2 wide */
+    REFBN_STATE_RUNG,  /* which rung of the ladder made the sums (kernels.c); 0 with frozen statistics */
     REFBN_STATE_COUNT,
     REFBN_STATE_EPS,
-    REFBN_STATE_MEAN,                           /* two numbers, each of hi, lo, exponent: the mean and its rest */
-    REFBN_STATE_VAR = REFBN_STATE_MEAN + 6,     /* one number */
-    REFBN_STATE_INVSTD = REFBN_STATE_VAR + 3,   /* NaN where var + eps == 0 */
-    REFBN_STATE_SIZE = REFBN_STATE_INVSTD + 3
+    REFBN_STATE_PIVOT, /* what x is centered by; the mean, if that was given */
+    REFBN_STATE_SUM,   /* of t = x - pivot, and of t^2: hi, lo and a bound of the error of each */
+    REFBN_STATE_VAR = REFBN_STATE_SUM, /* the variance, if that was given */
+    REFBN_STATE_SIZE = REFBN_STATE_SUM + 6
 };
 
-/* A direction (x_dot, gamma_dot, ...) is also what double backward calls ddx, ddgamma, ...: there, y is ddy.
- * */
+/* The passes, with what they read and write. Those with frozen statistics begin with INFERENCE.
+ *
+ *   pass                        reads                                       writes
+ *   FORWARD                     eps x gamma beta                            state y mean var invstd
+ *   BACKWARD                    state x gamma dy                            dx dgamma dbeta
+ *   JVP                         state x gamma x_dot gamma_dot beta_dot      y
+ *   DOUBLE_BACKWARD             the same, and dy                            y dx dgamma
+ *   HVP                         state x gamma dy x_dot gamma_dot            dx dgamma dbeta
+ *   RUNNING_UPDATE              state x momentum weights mean var           dmean dvar (the new running values)
+ *   INFERENCE                   eps x mean var gamma beta                   state y invstd
+ *   INFERENCE_BACKWARD          state x gamma dy                            dx dgamma dbeta dmean dvar
+ *   INFERENCE_JVP               state x gamma and all *_dot                 y
+ *   INFERENCE_DOUBLE_BACKWARD   the same, and dy                            y dx dgamma dmean dvar
+ *   INFERENCE_HVP               the same, without beta_dot                  dx dgamma dbeta dmean dvar
+ */
+enum {
+    REFBN_FORWARD,
+    REFBN_BACKWARD,
+    REFBN_JVP,
+    REFBN_DOUBLE_BACKWARD,
+    REFBN_HVP,
+    REFBN_RUNNING_UPDATE,
+    REFBN_INFERENCE,
+    REFBN_INFERENCE_BACKWARD,
+    REFBN_INFERENCE_JVP,
+    REFBN_INFERENCE_DOUBLE_BACKWARD,
+    REFBN_INFERENCE_HVP
+};
+
+/* A direction (x_dot, gamma_dot, ...) is also what double backward calls ddx, ddgamma, ...: there, y is ddy. */
 typedef struct {
+    int pass;
     refbn_geometry geometry;
     double *state;                              /* groups rows of REFBN_STATE_SIZE */
     double eps;
@@ -62,33 +91,23 @@ typedef struct {
     refbn_vector invstd;                        /* out */
     refbn_vector gamma_dot, beta_dot, mean_dot, var_dot;   /* in */
     refbn_vector dgamma, dbeta, dmean, dvar;    /* out */
-    double weight_new[2], weight_old[2];        /* running_update: weights as hi + lo */
-    int unbiased;                               /* running_update: scale the variance by m / (m - 1) */
+    double momentum[2];                         /* running_update: exactly, as a quotient of two numbers */
+    double weight_new[3], weight_old[3];        /* running_update: hi, lo and a bound of the error */
+    int weighs_new, unbiased;                   /* whose weight momentum is; var is scaled by m / (m - 1) */
     int by_groups;                              /* set by the core: lanes are groups, not elements */
+    void *scratch;                              /* as much as scratch_size says */
+    int64_t *decided;                           /* adds up elements, then vector results, by rung; or NULL */
 } refbn_call;
 
-/* The passes, compiled for one instruction set. Every pass may change its call's tensors and geometry (it
- * merges axes), never the data of an input.
- *
- *   pass                        reads                                       writes
- *   forward                     eps x gamma beta                            state y mean var invstd
- *   backward                    state x gamma dy                            dx dgamma dbeta
- *   jvp                         state x gamma x_dot gamma_dot beta_dot      y
- *   double_backward             the same, and dy                            y dx dgamma
- *   hvp                         state x gamma dy x_dot gamma_dot            dx dgamma dbeta
- *   running_update              state weights unbiased mean var             dmean dvar (the new running
- *   values) inference                   eps x mean var gamma beta                   state y invstd
- *   inference_backward          state x gamma dy                            dx dgamma dbeta dmean dvar
- *   inference_jvp               state x gamma and all *_dot                 y inference_double_backward   the
- *   same, and dy                            y dx dgamma dmean dvar inference_hvp               the same,
- *   without beta_dot                  dx dgamma dbeta dmean dvar
- */
-typedef void refbn_pass(refbn_call *call);
+typedef struct refbn_team refbn_team; /* threads.h */
 
+/* The core, compiled for one instruction set. `prepare` a call once (it merges axes), give it scratch for as many
+ * members as are to run it, and let every member run it. */
 typedef struct {
     const char *name;
-    refbn_pass *forward, *backward, *jvp, *double_backward, *hvp, *running_update;
-    refbn_pass *inference, *inference_backward, *inference_jvp, *inference_double_backward, *inference_hvp;
+    void (*prepare)(refbn_call *call);
+    size_t (*scratch_size)(const refbn_call *call, int members);
+    void (*run)(refbn_call *call, refbn_team *team);
 } refbn_kernels;
 
 /* The builds that this machine can run, the fastest first; NULL from `index` on where there are no more. */

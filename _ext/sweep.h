@@ -1,30 +1,44 @@
-/* How a pass walks through a call: groups in slabs, elements in tiles.
+/* How a pass walks through a call: groups in units, elements in tiles.
  *
- * A slab is the group, or the REFBN_LANES consecutive groups, that one run of a pass works on; a tile is what
- * is loaded at a time (memory.h). `by_groups` says which of the two a row of a tile holds. Elements come in
- * any order that suits the memory: nothing here depends on it but the order of a sum.
+ * A unit is the group, or the up to REFBN_LANES consecutive groups, that one run of a pass works on. A tile is
+ * a part of it: rows of lanes. By elements, a row holds REFBN_ROW consecutive elements of the one group; by
+ * groups, one element of every group of the unit. Kernels see a tile through one pointer and one distance
+ * between rows for each tensor, in binary32 or binary64: memory itself where it lies like that, else a buffer.
+ * Elements come in any order that suits the memory: correctly rounded results do not depend on it.
  */
 #ifndef REFBN_SWEEP_H
 #define REFBN_SWEEP_H
 
-#include "memory.h"
+#include "lanes.h"
+
+enum {
+    REFBN_LANES = 64,                /* groups of a unit at most */
+    REFBN_ROW = 4 * REFBN_WIDTH,     /* lanes that a kernel's inner loop takes at once */
+    REFBN_ROWS = 32,                 /* rows of a tile by elements, twice those by groups */
+    REFBN_TILE = REFBN_ROWS * REFBN_ROW,
+    REFBN_TILE_ROWS = 16,            /* by groups */
+    REFBN_BLOCK = 1024               /* numbers in a tile at most */
+};
 
 typedef struct {
     ptrdiff_t group; /* the first one */
     int groups;      /* 1 unless by_groups */
-    int width;       /* lanes in use, rounded up to a multiple of 16 */
-} refbn_slab;
+    int by_groups;
+} refbn_unit;
 
 typedef struct {
-    ptrdiff_t start; /* the first element */
-    ptrdiff_t count; /* how many of them (of each group) */
-    int steps;       /* rows in use */
+    ptrdiff_t start, count; /* elements (of each group) */
+    int rows, columns;      /* columns is a multiple of REFBN_ROW: the rest of a last one is padding */
 } refbn_tile;
+
+typedef struct {
+    char *data;
+    ptrdiff_t stride; /* from row to row, in bytes */
+} refbn_rows;
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
 
-/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds.
- * */
+/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds. */
 static void refbn_plan(refbn_call *call)
 {
     refbn_geometry *geometry = &call->geometry;
@@ -79,179 +93,167 @@ static void refbn_plan(refbn_call *call)
     call->by_groups = geometry->groups >= 8 && (between_groups < between_elements || geometry->count < 64);
 }
 
-static inline int refbn_next_slab(const refbn_call *call, refbn_slab *slab) /* start with zeros */
+static inline int refbn_columns(const refbn_unit *unit)
 {
-    slab->group += slab->groups;
-    const ptrdiff_t left = call->geometry.groups - slab->group, most = call->by_groups ? REFBN_LANES : 1;
-    slab->groups = (int)(left < most ? left : most);
-    const ptrdiff_t lanes = call->by_groups ? slab->groups : call->geometry.count;
-    slab->width = lanes > REFBN_LANES ? REFBN_LANES : lanes < 1 ? 16 : (int)(lanes + 15) & -16;
-    return left > 0;
+    return unit->by_groups ? (unit->groups + REFBN_ROW - 1) / REFBN_ROW * REFBN_ROW : REFBN_ROW;
 }
 
-static inline ptrdiff_t refbn_tiles(const refbn_call *call)
+/* How many lanes of a unit's vectors are in use, rounded up to whole vectors. */
+static inline int refbn_lanes(const refbn_unit *unit)
 {
-    const ptrdiff_t each = call->by_groups ? REFBN_STEPS : REFBN_TILE;
-    return (call->geometry.count + each - 1) / each;
+    return (unit->groups + REFBN_WIDTH - 1) / REFBN_WIDTH * REFBN_WIDTH;
 }
 
-static inline refbn_tile refbn_tile_at(const refbn_call *call, ptrdiff_t index)
+static inline ptrdiff_t refbn_tile_size(const refbn_unit *unit)
 {
-    const ptrdiff_t each = call->by_groups ? REFBN_STEPS : REFBN_TILE, start = index * each;
-    const ptrdiff_t left = call->geometry.count - start, count = left < each ? left : each;
-    const ptrdiff_t steps = call->by_groups ? count : (count + REFBN_LANES - 1) / REFBN_LANES;
-    return (refbn_tile){start, count, (int)steps};
+    return unit->by_groups ? (ptrdiff_t)REFBN_TILE_ROWS : (ptrdiff_t)REFBN_TILE;
 }
 
-#define REFBN_EACH_TILE(call)                                                                                \
-    for (ptrdiff_t tile_index = 0, tile_count = refbn_tiles(call); tile_index < tile_count; tile_index++)
+static inline ptrdiff_t refbn_tiles(const refbn_call *call, const refbn_unit *unit)
+{
+    const ptrdiff_t size = refbn_tile_size(unit);
+    return (call->geometry.count + size - 1) / size;
+}
 
-/* Between a tensor and a block; a partial last row is filled with zeros. */
-static inline void refbn_move(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
-                              const refbn_tensor *tensor, double *block, int store)
+static inline refbn_tile refbn_tile_at(const refbn_call *call, const refbn_unit *unit, ptrdiff_t index)
+{
+    const ptrdiff_t size = refbn_tile_size(unit), start = index * size, left = call->geometry.count - start;
+    const ptrdiff_t count = left < size ? left : size;
+    const ptrdiff_t rows = unit->by_groups ? count : (count + REFBN_ROW - 1) / REFBN_ROW;
+    return (refbn_tile){start, count, (int)rows, refbn_columns(unit)};
+}
+
+/* Where an element of a group lies; `left` becomes the number of elements from it to the end of its run, in
+ * which they are inner stride apart. */
+static inline char *refbn_element(const refbn_call *call, const refbn_tensor *tensor, ptrdiff_t group,
+                                  ptrdiff_t element, ptrdiff_t *left)
 {
     const refbn_geometry *geometry = &call->geometry;
-    const int inner = geometry->ndim - 1;
-    ptrdiff_t index[REFBN_MAX_NDIM], rest = tile.start;
-    char *data = tensor->data + slab->group * tensor->group_stride;
-    for (int axis = inner; axis >= 0; axis--) {
-        index[axis] = rest % geometry->extent[axis];
-        rest /= geometry->extent[axis];
-        data += index[axis] * tensor->stride[axis];
+    char *data = tensor->data + group * tensor->group_stride;
+    *left = geometry->extent[geometry->ndim - 1];
+    for (int axis = geometry->ndim - 1; axis > 0; axis--) {
+        const ptrdiff_t index = element % geometry->extent[axis];
+        data += index * tensor->stride[axis];
+        if (axis == geometry->ndim - 1)
+            *left -= index;
+        element /= geometry->extent[axis];
     }
+    if (geometry->ndim == 1)
+        *left -= element;
+    return data + element * tensor->stride[0];
+}
+
+/* The run after one that started at `data`; `element` is its first element. */
+static inline char *refbn_next_run(const refbn_call *call, const refbn_tensor *tensor, ptrdiff_t group,
+                                   ptrdiff_t element, char *data, ptrdiff_t taken, ptrdiff_t *left)
+{
+    const refbn_geometry *geometry = &call->geometry;
+    if (geometry->ndim != 2)
+        return refbn_element(call, tensor, group, element, left);
+    *left = geometry->extent[1]; /* the common case without divisions */
+    return data + (taken - geometry->extent[1]) * tensor->stride[1] + tensor->stride[0];
+}
+
+/* Whether a tile of a tensor can be used where it lies. */
+static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+                                 const refbn_tensor *tensor, int format, refbn_rows *rows)
+{
+    const ptrdiff_t size = refbn_size(format), inner = tensor->stride[call->geometry.ndim - 1];
+    ptrdiff_t left;
+    if (tensor->format != format ||
+        (unit->by_groups ? tensor->group_stride != size || unit->groups % REFBN_ROW != 0
+                         : inner != size || tile.count % REFBN_ROW != 0))
+        return 0;
+    rows->data = refbn_element(call, tensor, unit->group, tile.start, &left);
+    rows->stride = unit->by_groups ? inner : REFBN_ROW * size;
+    return left >= tile.count;
+}
+
+/* The tile for reading, in `format` (binary32 or binary64), scaled by a power of two unless that is 1. Padding
+ * repeats the lane's pivot. */
+static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+                             const refbn_tensor *tensor, int format, const double *scale, const double *pivot,
+                             void *buffer)
+{
+    refbn_rows rows;
+    if (!scale && refbn_in_place(call, unit, tile, tensor, format, &rows))
+        return rows;
+    const int size = refbn_size(format);
+    const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
+    rows = (refbn_rows){buffer, (ptrdiff_t)tile.columns * size};
+    ptrdiff_t left;
+    char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
     for (ptrdiff_t done = 0; done < tile.count;) {
-        const ptrdiff_t left = tile.count - done, to_end = geometry->extent[inner] - index[inner];
-        const ptrdiff_t run = left < to_end ? left : to_end, stride = tensor->stride[inner];
-        double *at = block + (call->by_groups ? done * REFBN_LANES : done);
-        const ptrdiff_t row_stride = call->by_groups ? stride : 0, rows = call->by_groups ? run : 1;
-        const ptrdiff_t lane_stride = call->by_groups ? tensor->group_stride : stride;
-        const ptrdiff_t width = call->by_groups ? slab->groups : run;
-        if (store)
-            refbn_store_block(tensor->format, at, data, row_stride, lane_stride, rows, width);
+        left = left < tile.count - done ? left : tile.count - done;
+        char *to = rows.data + done * (unit->by_groups ? rows.stride : size);
+        const char *from = data;
+        for (ptrdiff_t row = 0; row < (unit->by_groups ? left : 1); row++, to += rows.stride, from += inner) {
+            const ptrdiff_t stride = unit->by_groups ? tensor->group_stride : inner;
+            const ptrdiff_t n = unit->by_groups ? unit->groups : left;
+            if (format == REFBN_F32)
+                refbn_read_float(tensor->format, (float *)(void *)to, from, stride, n);
+            else
+                refbn_read_double(tensor->format, (double *)(void *)to, from, stride, n);
+        }
+        done += left;
+        if (done < tile.count)
+            data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
+    }
+    const int all = tile.rows * tile.columns;
+    if (unit->by_groups) {
+        for (int row = 0; row < tile.rows; row++)
+            for (int lane = unit->groups; lane < tile.columns; lane++)
+                if (format == REFBN_F32)
+                    ((float *)buffer)[row * tile.columns + lane] = (float)pivot[lane];
+                else
+                    ((double *)buffer)[row * tile.columns + lane] = pivot[lane];
+    }
+    else
+        for (int k = (int)tile.count; k < all; k++)
+            if (format == REFBN_F32)
+                ((float *)buffer)[k] = (float)pivot[0];
+            else
+                ((double *)buffer)[k] = pivot[0];
+    if (scale) /* binary64; padding, being a pivot, is scaled already */
+        for (int k = 0; k < all; k++) {
+            const int lane = unit->by_groups ? k % tile.columns : 0;
+            if (unit->by_groups ? lane < unit->groups : k < tile.count)
+                ((double *)buffer)[k] *= scale[lane];
+        }
+    return rows;
+}
+
+/* Write a tile of encoded numbers that lies in a buffer. */
+static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+                             const refbn_tensor *tensor, const void *buffer)
+{
+    const int size = refbn_size(tensor->format);
+    const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
+    ptrdiff_t left;
+    char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
+    for (ptrdiff_t done = 0; done < tile.count;) {
+        left = left < tile.count - done ? left : tile.count - done;
+        const char *from = (const char *)buffer + done * (unit->by_groups ? tile.columns : 1) * size;
+        char *to = data;
+        if (!unit->by_groups)
+            refbn_write(size, to, from, inner, left);
         else
-            refbn_load_block(tensor->format, at, data, row_stride, lane_stride, rows, width);
-        done += run;
-        index[inner] += run;
-        data += run * stride;
-        for (int axis = inner; axis > 0 && index[axis] == geometry->extent[axis]; axis--) {
-            data += tensor->stride[axis - 1] - geometry->extent[axis] * tensor->stride[axis];
-            index[axis] = 0;
-            index[axis - 1]++;
-        }
+            for (ptrdiff_t row = 0; row < left; row++, from += tile.columns * size, to += inner)
+                refbn_write(size, to, from, tensor->group_stride, unit->groups);
+        done += left;
+        if (done < tile.count)
+            data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
     }
-    if (!store && !call->by_groups)
-        for (ptrdiff_t k = tile.count; k < tile.steps * REFBN_LANES; k++)
-            block[k] = 0.0;
 }
 
-static void refbn_load(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
-                       const refbn_tensor *tensor, double *block)
+static inline double refbn_vector_get(const refbn_vector *vector, ptrdiff_t group)
 {
-    refbn_move(call, slab, tile, tensor, block, 0);
+    return refbn_get(vector->format, vector->data + group * vector->stride);
 }
 
-static void refbn_store(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
-                        const refbn_tensor *tensor, double *block)
+static inline void refbn_vector_set(const refbn_vector *vector, ptrdiff_t group, double value)
 {
-    refbn_move(call, slab, tile, tensor, block, 1);
-}
-
-static inline double refbn_get(const refbn_vector *vector, ptrdiff_t group)
-{
-    double value;
-    refbn_load_block(vector->format, &value, vector->data + group * vector->stride, 0, 0, 1, 1);
-    return value;
-}
-
-static inline void refbn_set(const refbn_vector *vector, ptrdiff_t group, double value)
-{
-    refbn_store_block(vector->format, &value, vector->data + group * vector->stride, 0, 0, 1, 1);
-}
-
-/* ---- exponents
- * ------------------------------------------------------------------------------------------------
- *
- * Double-double needs room below a number for its lower half and above it for products of up to eight
- * factors. A tensor is fit for it if, in each group, no magnitude exceeds 2^100, none but 0 is below 2^-400,
- * and the largest is 0 or at least 2^-100 (smaller ones than that are then negligible in every mean); a
- * vector if each is 0 or within 2^-100 ... 2^100; eps within 2^-300 ... 2^200; frozen var + eps within 2^-149
- * ... 2^200. The largest product that the passes form from such numbers is below 2^900, the smallest that
- * matters is above 2^-900. Data of the three narrow formats always fit binary64 arithmetic: their magnitudes
- * lie within 2^-149 ... 2^128.
- */
-enum { REFBN_UNFIT = 1, REFBN_SMALL = 2, REFBN_LARGE = 4 };
-
-typedef struct {
-    int64_t seen[REFBN_LANES];
-} refbn_exponents;
-
-static inline void refbn_scan(refbn_exponents *exponents, const refbn_slab *slab,
-                              const double *restrict block, int steps)
-{
-    const int64_t lowest = (int64_t)(1023 - 400) << 52, low = (int64_t)(1023 - 100) << 52;
-    const int64_t high = (int64_t)(1023 + 100) << 52, infinity = (int64_t)0x7ff << 52;
-    for (int step = 0; step < steps; step++, block += REFBN_LANES)
-        REFBN_EACH_LANE(slab->width) {
-            const int64_t magnitude = ((refbn_bits){block[lane]}).i & INT64_MAX;
-            const int64_t nonzero = magnitude > 0, finite = magnitude < infinity;
-            exponents->seen[lane] |= ((magnitude < lowest ? REFBN_UNFIT : 0) & -nonzero) |
-                                     ((magnitude > high ? REFBN_UNFIT : 0) & -finite) |
-                                     ((magnitude < low ? REFBN_SMALL : REFBN_LARGE) & -nonzero);
-        }
-}
-
-static inline int refbn_unfit(const refbn_call *call, const refbn_exponents *exponents)
-{
-    int64_t seen = 0;
-    int unfit = 0;
-    REFBN_EACH_LANE(REFBN_LANES) {
-        seen = exponents->seen[lane] | (call->by_groups ? 0 : seen);
-        unfit |= (seen & REFBN_UNFIT) != 0;
-        if (call->by_groups || lane == REFBN_LANES - 1)
-            unfit |= (seen & REFBN_SMALL) && !(seen & REFBN_LARGE);
-    }
-    return unfit;
-}
-
-static inline int refbn_within(double a, double low, double high) /* 0 and NaN are */
-{
-    const double magnitude = a < 0.0 ? -a : a;
-    return !(magnitude > high) && !(magnitude < low && magnitude > 0.0);
-}
-
-/* ---- structure
- * ---------------------------------------------------------------------------------------------- */
-
-/* Which lanes (or, by elements, whether the group) have shown two different values. By (P2) the others are
- * projected to exactly 0, which rounded sums could not show. */
-typedef struct {
-    double first[REFBN_LANES];
-    int varies[REFBN_LANES], settled;
-} refbn_constancy;
-
-static inline void refbn_compare(const refbn_call *call, const refbn_slab *slab, refbn_tile tile,
-                                 refbn_constancy *constancy, const double *block)
-{
-    if (constancy->settled)
-        return;
-    if (tile.start == 0)
-        REFBN_EACH_LANE(slab->width) constancy->first[lane] = block[call->by_groups ? lane : 0];
-    if (call->by_groups) {
-        int still_constant = 0;
-        for (int lane = 0; lane < slab->groups; lane++) {
-            for (int step = 0; !constancy->varies[lane] && step < tile.steps; step++)
-                constancy->varies[lane] = block[step * REFBN_LANES + lane] != constancy->first[lane];
-            still_constant |= !constancy->varies[lane];
-        }
-        constancy->settled = !still_constant;
-    } else {
-        int64_t varies = 0;
-        for (ptrdiff_t k = 0; k < tile.count; k++)
-            varies |= block[k] != constancy->first[0];
-        if (varies)
-            REFBN_EACH_LANE(slab->width) constancy->varies[lane] = 1;
-        constancy->settled = varies != 0;
-    }
+    refbn_put(vector->format, vector->data + group * vector->stride, value);
 }
 
 #endif

@@ -8,7 +8,7 @@
 True
 
 The passes: `forward`, `inference`, `backward`, `jvp`, `double_backward`, `hvp`, `taylor`, `jacobian`, `hessian`.
-With running statistics: `BatchNorm`. The derivations: ``help(refbn.reference)``.
+With running statistics: `BatchNorm`. On how many threads: `num_threads`. The derivations: ``help(refbn.reference)``.
 """
 
 from refbn._api import backward, double_backward, forward, hessian, hvp, inference, jacobian, jvp, taylor
@@ -22,6 +22,7 @@ from refbn._errors import (
     SavedError,
     ShapeError,
 )
+from refbn._threads import get_num_threads, num_threads, set_num_threads
 from refbn._types import DoubleBackward, Forward, Gradients, Hessian, Jacobian, Saved, SecondOrder
 from refbn.layer import BatchNorm
 
@@ -47,10 +48,13 @@ __all__ = [
     "backward",
     "double_backward",
     "forward",
+    "get_num_threads",
     "hessian",
     "hvp",
     "inference",
     "jacobian",
     "jvp",
+    "num_threads",
+    "set_num_threads",
     "taylor",
 ]

@@ -53,9 +53,11 @@ CONSTRAINTS: dict[str, str] = {
     "C19": "A series is a non-empty sequence of arrays of one shape.",
     "C20": "Dense derivatives are for small inputs: at most 2**26 elements in one result.",
     "C21": "num_features is an int >= 1, and x has as many channels.",
+    "C22": "A number of threads is an int from 1 to 1024, in the environment variable REFBN_NUM_THREADS too.",
 }
 
 DENSE_LIMIT = 2**26
+THREAD_LIMIT = 1024  # REFBN_MAX_THREADS of the C core
 
 
 def fail(
@@ -312,6 +314,27 @@ def feature_count(x: Array, channel_axis: int, num_features: int) -> None:
     if x.shape[channel_axis] != num_features:
         message = f"{x.shape[channel_axis]} channels along channel_axis={channel_axis}, expected {num_features}"
         fail(ShapeError, "x", "C21", message)
+
+
+def threads(value: Any, argument: str = "n") -> int:
+    """Return a number of threads. (C22)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        fail(DtypeError, argument, "C22", f"{value!r}, expected an int")
+    number = int(value)
+    if not 1 <= number <= THREAD_LIMIT:
+        # Python refuses to write very long ints in decimal.
+        shown = number if number.bit_length() < 64 else hex(number)
+        fail(DomainError, argument, "C22", f"{shown}, expected 1 to {THREAD_LIMIT}")
+    return number
+
+
+def threads_variable(text: str, argument: str) -> int:
+    """Return the number of threads that an environment variable asks for. (C22)."""
+    try:
+        value = int(text)
+    except ValueError as error:
+        fail(DomainError, argument, "C22", f"{text!r}, expected an int from 1 to {THREAD_LIMIT}", error)
+    return threads(value, argument)
 
 
 # ---- outputs ---------------------------------------------------------------------------------------------------

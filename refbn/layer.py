@@ -125,8 +125,11 @@ class BatchNorm:
     def _track(self, result: Forward) -> None:
         weight, weighs_new = self.dialect.weight(self.momentum, self.num_batches_tracked + 1)
         mean, var = np.empty_like(self.running_mean), np.empty_like(self.running_var)
-        backends.load(result.saved.backend).running_update(
-            result.saved.state,
+        saved = result.saved
+        (x,) = saved.geometry.canonical(saved.x)
+        backends.load(saved.backend).running_update(
+            saved.state,
+            x,
             weight,
             weighs_new,
             self.dialect.unbiased_running_var,

@@ -118,6 +118,8 @@ BAD_CALLS = [
     ("C21", "num_features", ValueError, lambda: refbn.BatchNorm(0)),
     ("C21", "num_features", TypeError, lambda: refbn.BatchNorm(2.0)),
     ("C21", "x", ValueError, lambda: refbn.BatchNorm(3).forward(X)),
+    ("C22", "n", ValueError, lambda: refbn.set_num_threads(0)),
+    ("C22", "n", TypeError, lambda: refbn.num_threads(2.0)),
 ]
 
 

@@ -17,7 +17,22 @@ import numpy.typing as npt
 from refbn._formats import BFLOAT16, BINARY16, BINARY32, BINARY64, FORMATS, Format, round_to
 from refbn._types import Array
 
-__all__ = ["CASES_HELP", "EPSILONS", "FAMILIES", "SCALARS", "VECTORS", "Batch", "Channel", "batches", "draw", "parse"]
+__all__ = [
+    "CASES_HELP",
+    "EPSILONS",
+    "FAMILIES",
+    "SCALARS",
+    "VECTORS",
+    "Batch",
+    "Channel",
+    "Family",
+    "batches",
+    "draw",
+    "draw_eps",
+    "fill",
+    "finite",
+    "parse",
+]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -254,6 +269,59 @@ def _frozen_var(rng: np.random.Generator, form: Format, x: Doubles) -> Doubles:
     return np.abs(draw_one(rng, form, 1)).reshape(())
 
 
+def finite(values: Doubles, form: Format) -> Array:
+    """Round to a format; what lies beyond its largest number becomes that."""
+    return round_to(np.clip(values, -form.max, form.max), form.dtype)
+
+
+def fill(
+    rng: np.random.Generator, m: int, family: Family, form: Format, others: dict[str, Format] | None = None
+) -> tuple[dict[str, str], dict[str, Array]]:
+    """Draw every input of a channel of m elements.
+
+    Parameters
+    ----------
+    rng : Generator
+        Where the numbers come from.
+    m : int
+        How many elements.
+    family : callable
+        How x is drawn.
+    form : Format
+        Of x, and of all that ``others`` does not name.
+    others : dict of str to Format, optional
+        Formats of further arrays.
+
+    Returns
+    -------
+    kinds, arrays : dict
+        As in `Channel`; the kinds of dy and x_dot only.
+    """
+    forms = others or {}
+    arrays = {"x": finite(family(rng, form, m), form)}
+    x = arrays["x"].astype(np.float64)
+    kinds: dict[str, str] = {}
+    for name in ("dy", "x_dot"):
+        own = forms.get(name, form)
+        kinds[name], values = _vector(rng, own, m, x)
+        arrays[name] = finite(values, own)
+    for name in SCALARS:
+        own = forms.get(name, form)
+        if name == "mean":
+            value = _frozen_mean(rng, own, x)
+        elif name == "var":
+            value = _frozen_var(rng, own, x)
+        else:
+            value = _scalar(rng, own)
+        arrays[name] = finite(value, own)
+    return kinds, arrays
+
+
+def draw_eps(rng: np.random.Generator) -> float:
+    """Draw an ε."""
+    return float(rng.choice(EPSILONS, p=_EPSILON_WEIGHTS))
+
+
 def draw(form: Format, seed: int, index: int) -> Channel:
     """Build case number ``index`` of a seed."""
     rng = np.random.default_rng((FORMATS.index(form), seed, index))
@@ -265,26 +333,8 @@ def draw(form: Format, seed: int, index: int) -> Channel:
     else:
         m = int(rng.choice(_SMALL, p=_SMALL_WEIGHTS))
     family = str(rng.choice(_NAMES, p=_WEIGHTS))
-
-    def finite(values: Doubles) -> Array:
-        return round_to(np.clip(values, -form.max, form.max), form.dtype)
-
-    arrays = {"x": finite(FAMILIES[family][0](rng, form, m))}
-    x = arrays["x"].astype(np.float64)
-    kinds = {"x": family}
-    for name in ("dy", "x_dot"):
-        kinds[name], values = _vector(rng, form, m, x)
-        arrays[name] = finite(values)
-    for name in SCALARS:
-        if name == "mean":
-            value = _frozen_mean(rng, form, x)
-        elif name == "var":
-            value = _frozen_var(rng, form, x)
-        else:
-            value = _scalar(rng, form)
-        arrays[name] = finite(value)
-    eps = float(rng.choice(EPSILONS, p=_EPSILON_WEIGHTS))
-    return Channel(form, seed, index, kinds, eps, arrays)
+    kinds, arrays = fill(rng, m, FAMILIES[family][0], form)
+    return Channel(form, seed, index, {"x": family} | kinds, draw_eps(rng), arrays)
 
 
 def parse(text: str) -> Channel:

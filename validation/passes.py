@@ -14,7 +14,7 @@ from refbn.exact import ExactArray
 from validation.cases import Batch
 from validation.formulas import OPERATIONS, has_value
 
-__all__ = ["Results", "bound_all", "exact_all", "run_all"]
+__all__ = ["TENSORS", "Results", "bound_all", "derivative_arguments", "exact_all", "is_frozen", "run_all"]
 
 TENSORS = ("y", "dx", "ddy", "y_dot")
 """The outputs of x's shape; all others have one number a channel."""
@@ -23,7 +23,7 @@ Results = dict[str, dict[str, Array]]
 """By operation and output; tensors (G, m), the others (G,)."""
 
 
-def _arguments(a: dict[str, Array]) -> dict[str, tuple[Array, ...]]:
+def derivative_arguments(a: dict[str, Array]) -> dict[str, tuple[Array, ...]]:
     """Return what each derivative pass takes after the state, x and gamma; directions serve as cotangents dd… too."""
     statistics = (a["mean_dot"], a["var_dot"])
     parameters = (a["gamma_dot"], a["beta_dot"])
@@ -40,7 +40,7 @@ def _arguments(a: dict[str, Array]) -> dict[str, tuple[Array, ...]]:
     }
 
 
-def _is_frozen(operation: str) -> bool:
+def is_frozen(operation: str) -> bool:
     return operation.startswith("inference")
 
 
@@ -68,8 +68,8 @@ def run_all(backend: str, batch: Batch, dtype: npt.DTypeLike | None = None) -> R
         False: kernels.forward(x, gamma, beta, batch.eps, **results["forward"]),
         True: kernels.inference(x, a["mean"], a["var"], gamma, beta, batch.eps, **results["inference"]),
     }
-    for operation, arguments in _arguments(a).items():
-        getattr(kernels, operation)(states[_is_frozen(operation)], x, gamma, *arguments, **results[operation])
+    for operation, arguments in derivative_arguments(a).items():
+        getattr(kernels, operation)(states[is_frozen(operation)], x, gamma, *arguments, **results[operation])
     return results
 
 
@@ -85,8 +85,8 @@ def exact_all(batch: Batch) -> dict[str, dict[str, tuple[Array, Array]]]:
         "forward": exact.forward(x, gamma, beta, eps[False]),
         "inference": exact.inference(x, *statistics, gamma, beta, eps[True]),
     }
-    for operation, arguments in _arguments(a).items():
-        frozen = _is_frozen(operation)
+    for operation, arguments in derivative_arguments(a).items():
+        frozen = is_frozen(operation)
         given = (x, *statistics, gamma, eps[True]) if frozen else (x, gamma, eps[False])
         values[operation] = getattr(exact, operation)(*given, *arguments)
     pairs: dict[str, dict[str, tuple[Array, Array]]] = {}
@@ -96,7 +96,7 @@ def exact_all(batch: Batch) -> dict[str, dict[str, tuple[Array, Array]]]:
         for name in outputs:
             hi, lo = (value if isinstance(value, ExactArray) else getattr(value, name)).pair()
             if not has_value(name):
-                hi[missing[_is_frozen(operation)]] = np.nan
+                hi[missing[is_frozen(operation)]] = np.nan
             pairs[operation][name] = hi, lo
     return pairs
 
@@ -114,8 +114,8 @@ def bound_all(batch: Batch, **arithmetic: Any) -> Results:
         False: reference.forward(x, gamma, beta, batch.eps).stats,
         True: reference.inference(*frozen, batch.eps).stats,
     }
-    for operation, arguments in _arguments(a).items():
-        state = stats[_is_frozen(operation)]
+    for operation, arguments in derivative_arguments(a).items():
+        state = stats[is_frozen(operation)]
         bounds[operation] = getattr(reference.bounds, operation)(state, gamma, *arguments, **arithmetic)
     return bounds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -14,17 +15,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
 import refbn
 
-__all__ = ["RESULTS", "parser", "show", "spread", "versions", "write"]
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+except ModuleNotFoundError:  # it is an extra: without it tables are plain text
+    _console = None
+else:
+    _console = Console(width=None if sys.stdout.isatty() else 160)
+
+__all__ = ["RESULTS", "parser", "plain", "progress", "show", "spread", "threads", "versions", "write"]
 
 RESULTS = Path(__file__).parent / "results"
 
-_console = Console(width=None if sys.stdout.isatty() else 160)
 _Task = TypeVar("_Task")
 _Part = TypeVar("_Part")
 
@@ -44,13 +49,28 @@ def parser(description: str | None, *, results: bool = True) -> argparse.Argumen
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: text to the left, numbers to the right."""
     rows = [tuple(row) for row in rows]
+    if _console is None:
+        print(plain(title, columns, rows))
+        return
     table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        numeric = any(isinstance(row[place], (int, float)) for row in rows)
+    for column, numeric in zip(columns, _numeric(columns, rows), strict=True):
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     _console.print(table)
+
+
+def plain(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return what `show` prints where rich is not installed."""
+    cells = [[column.replace("\n", " ") for column in columns], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = [">" if numeric else "<" for numeric in _numeric(columns, rows)]
+    lines = ("  ".join(f"{c:{s}{w}}" for c, s, w in zip(line, sides, widths, strict=True)).rstrip() for line in cells)
+    return "\n".join((title, *lines))
+
+
+def _numeric(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    return [any(isinstance(row[place], (int, float)) for row in rows) for place in range(len(columns))]
 
 
 def _cell(value: object) -> str:
@@ -65,12 +85,18 @@ def versions(*packages: str) -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in ("numpy", *packages)}
 
 
+def threads(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Limit refbn to some threads, where it has `num_threads`."""
+    limit = getattr(refbn, "num_threads", None)
+    return contextlib.nullcontext() if limit is None else limit(count)
+
+
 def write(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> Path:
     """Write ``DATE-NAME.json`` and say so."""
     path: Path = arguments.output / f"{arguments.date}-{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"script": name, "date": arguments.date, **result}, indent=1) + "\n", encoding="utf-8")
-    _console.print(f"written: {path.name}")
+    print(f"written: {path.name}")
     return path
 
 
@@ -79,14 +105,23 @@ def spread(
 ) -> Iterator[_Part]:
     """Yield ``work(task)`` as the tasks finish, in several processes; show a progress bar, or a line for each tenth."""
     count = processes or min(os.cpu_count() or 1, 2)
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console, disable=not _console.is_terminal) as progress:
-        bar = progress.add_task(label, total=len(tasks))
-        for done, part in enumerate(_finished(work, tasks, count), 1):
-            yield part
-            progress.advance(bar)
-            if not _console.is_terminal and done * 10 // len(tasks) > (done - 1) * 10 // len(tasks):
-                print(f"{label}: {done} of {len(tasks)}", flush=True)
+    yield from progress(_finished(work, tasks, count), len(tasks), label)
+
+
+def progress(parts: Iterable[_Part], total: int, label: str) -> Iterator[_Part]:
+    """Yield the parts; show a progress bar, or a line for each tenth."""
+    if _console is not None and _console.is_terminal:
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=_console) as shown:
+            bar = shown.add_task(label, total=total)
+            for part in parts:
+                yield part
+                shown.advance(bar)
+        return
+    for done, part in enumerate(parts, 1):
+        yield part
+        if done * 10 // total > (done - 1) * 10 // total:
+            print(f"{label}: {done} of {total}", flush=True)
 
 
 def _finished(work: Callable[[_Task], _Part], tasks: Sequence[_Task], processes: int) -> Iterator[_Part]:

@@ -119,6 +119,7 @@ class Backend(Protocol):
     def running_update(
         self,
         state: State,
+        x: Array,
         momentum: Fraction,
         weighs_new: bool,
         unbiased: bool,
@@ -128,7 +129,7 @@ class Backend(Protocol):
         out_mean: Array,
         out_var: Array,
     ) -> None:
-        """Blend the batch statistics of `forward` into running ones.
+        """Blend the batch statistics of `forward` into running ones; x is what `forward` got.
 
         The new value weighs ``momentum`` (``weighs_new``) or the old one does; the other weighs 1 − momentum. The
         batch variance is var·m/(m−1) if ``unbiased`` (then m > 1) and var otherwise. Each output contains x

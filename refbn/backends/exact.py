@@ -166,6 +166,7 @@ def hvp(
 
 def running_update(
     state: Trained,
+    x: Array,
     momentum: Fraction,
     weighs_new: bool,
     unbiased: bool,

@@ -132,6 +132,7 @@ def hvp(
 
 def running_update(
     state: State,
+    x: Array,
     momentum: Fraction,
     weighs_new: bool,
     unbiased: bool,

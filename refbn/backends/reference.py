@@ -114,6 +114,7 @@ def hvp(
 
 def running_update(
     state: Statistics,
+    x: Array,
     momentum: Fraction,
     weighs_new: bool,
     unbiased: bool,

@@ -221,7 +221,7 @@ def test_q_is_zero(name, dtype):
     assert np.isnan(forward["y"][1].astype(float)).all()
     assert (forward["mean"][1], forward["var"][1]) == (3, 0)
     out = world.outputs(("out_mean", "out_var"))
-    backend.running_update(state, Fraction(1, 2), True, True, world["mean"], world["var"], **out)
+    backend.running_update(state, world["x"], Fraction(1, 2), True, True, world["mean"], world["var"], **out)
     assert (out["out_mean"][1], out["out_var"][1]) == (round_to((world["mean"][1:2] + 3.0) / 2, dtype), 0)
     inference, _ = world.inference()
     assert inference["invstd"][1] == np.inf
@@ -248,7 +248,7 @@ def test_a_poisoned_group_with_zero_variance_is_nan_throughout():
     blended = world.outputs(("out_mean", "out_var"))
     running = world["mean"].copy()
     running[2] = np.inf
-    backend.running_update(state, Fraction(1, 10), False, True, running, world["var"], **blended)
+    backend.running_update(state, world["x"], Fraction(1, 10), False, True, running, world["var"], **blended)
     assert np.isnan(blended["out_mean"]).tolist() == [False, True, True]
     assert np.isnan(blended["out_var"]).tolist() == [False, True, False]
 
@@ -339,7 +339,7 @@ def test_running_update(dtype, weighs_new, unbiased):
     _, state = world.forward()
     out = world.outputs(("out_mean", "out_var"))
     arguments = (Fraction(0.1), weighs_new, unbiased, world["mean"], world["var"])
-    backend.running_update(state, *arguments, **out)
+    backend.running_update(state, world["x"], *arguments, **out)
     want = exact.running_update(exact.moments(world.flat("x")), 8, *arguments)
     assert_same_bits(out["out_mean"], want.mean.round(dtype))
     assert_same_bits(out["out_var"], want.var.round(dtype))

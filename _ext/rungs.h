@@ -1,0 +1,388 @@
+/* The two loops over the elements, on one tile: sums, and affine combinations with a rounding test.
+ *
+ * Every tensor is used less a pivot: t = x - p, and likewise for dy (g) and x_dot (u). Everything that a pass
+ * wants to know of a group are sums of t, g, u and their products; every tensor that it writes is a
+ * combination  V = a0 t0 + a1 t1 + a2 t2 + c  of them, with coefficients from solve.h.
+ *
+ * Error bounds, with u = 2^-53, n = REFBN_ROWS = 32 the additions in a row's chain, S the sum of the
+ * magnitudes of what is summed, W = |a0 t0| + |a1 t1| + |a2 t2| + |c|:
+ *
+ *  plain binary64 (narrow data, so that nothing overflows or underflows)
+ *   sums    t is rounded (u), a product of two such once more (3u). Squares go through at most n - 1 additions:
+ *           (n + 3) u S (1 + 2^-40) < 40 u S. All others are added with their errors (two_sum), which leaves
+ *           2 n^2 u^2 S: 5 u S covers them.
+ *   combine at most 6 roundings of partial results <= W (1 + 2^-40), u for each t, u |v| for v -+ e, hence 8 u W
+ *           and the products with the coefficients' errors; 10 u covers it.
+ *  double-double
+ *   sums    t = (hi, lo) exactly. A product (hi, lo) drops the product of the tails and rounds four tails: 10 u^2.
+ *           In the chain two_sum is exact; the tails, each <= u (S + 4 |t|), are added with at most n roundings of
+ *           numbers <= 2 n u S: (2 n^2 + 10) u^2 S < 2100 u^2 S.
+ *   combine tails of a product: 10 u^2 |a t|; two_sum exact; adding the tail (<= 4 u W) and to the sum of the
+ *           tails (<= 16 u W): 20 u^2 W for each of three terms; the last l -+ e: 16 u^2 W. 128 u^2 W covers all.
+ *  totals   each addition to a total in two parts costs at most 4 u^2 times its magnitude (ball.h, add).
+ *
+ * Where a coefficient's bound is infinite, nothing is decided: refbn_hopeless, asked before.
+ *
+ * The rounding test: with |V - v| <= e, rounding being monotone, V is decided if the roundings of both v - e
+ * and v + e are the same bits. Where the output is narrower than binary64, the ends are rounded to odd first or,
+ * in plain binary64, e includes their first rounding: no double rounding. An end that is infinite or NaN decides
+ * nothing in binary64.
+ *
+ * Test: pytest tests/backends/test_native.py; attacked by python -m validation.rung_bounds
+ */
+#ifndef REFBN_RUNGS_H
+#define REFBN_RUNGS_H
+
+#include "sweep.h"
+
+#define REFBN_PLAIN_SUM 0x5p-53        /* 5 u */
+#define REFBN_PLAIN_SQUARES 0x28p-53   /* 40 u */
+#define REFBN_PLAIN_COMBINE 0xap-53    /* 10 u */
+#define REFBN_DOUBLE_SUM 0x834p-106    /* 2100 u^2 */
+#define REFBN_DOUBLE_COMBINE 0x80p-106 /* 128 u^2 */
+
+/* sums of t, t^2, g, g t, g^2, u, u t, u^2, u g */
+enum { REFBN_T, REFBN_TT, REFBN_G, REFBN_GT, REFBN_GG, REFBN_U, REFBN_UT, REFBN_UU, REFBN_UG, REFBN_SUMS };
+
+/* By elements the total of a sum is spread over REFBN_ROW lanes. */
+typedef struct {
+    double hi[REFBN_SUMS][REFBN_LANES], lo[REFBN_SUMS][REFBN_LANES];
+    uint64_t inexact; /* whether some t, g or u of the sums in plain binary64 was rounded; see refbn_sum_plain */
+} refbn_totals;
+
+static REFBN_INLINE void refbn_total(refbn_totals *totals, int sum, int lane, refbn_v hi, refbn_v lo)
+{
+    const refbn_pair head = refbn_two_sum(refbn_load(totals->hi[sum] + lane), hi);
+    const refbn_v tail = refbn_load(totals->lo[sum] + lane) + (head.lo + lo);
+    const refbn_pair total = refbn_fast_two_sum(head.hi, tail);
+    refbn_store(totals->hi[sum] + lane, total.hi);
+    refbn_store(totals->lo[sum] + lane, total.lo);
+}
+
+static REFBN_INLINE int refbn_has_sum(int sum, int moments, int g, int u)
+{
+    return sum <= REFBN_TT ? moments : sum <= REFBN_GG ? g : sum == REFBN_UG ? g && u : u;
+}
+
+typedef const double refbn_pivots[REFBN_LANES];
+
+static REFBN_INLINE refbn_v refbn_number(const char *row, int lane)
+{
+    return refbn_load((const double *)(const void *)row + lane);
+}
+
+typedef struct {
+    refbn_v hi, lo;
+} refbn_chain;
+
+static REFBN_INLINE void refbn_chain_add(refbn_chain *chain, refbn_v hi)
+{
+    const refbn_pair sum = refbn_two_sum(chain->hi, hi);
+    chain->hi = sum.hi;
+    chain->lo += sum.lo;
+}
+
+static REFBN_INLINE void refbn_chain_add_pair(refbn_chain *chain, refbn_v hi, refbn_v lo)
+{
+    const refbn_pair sum = refbn_two_sum(chain->hi, hi);
+    chain->hi = sum.hi;
+    chain->lo += sum.lo + lo;
+}
+
+static REFBN_INLINE void refbn_chain_add_product(refbn_chain *chain, refbn_pair a, refbn_pair b)
+{
+    const refbn_pair product = refbn_two_product(a.hi, b.hi);
+    refbn_chain_add_pair(chain, product.hi, product.lo + refbn_multiply_add(a.hi, b.lo, a.lo * b.hi));
+}
+
+/* With or without the error of the product. */
+static REFBN_INLINE void refbn_chain_add_rounded(refbn_chain *chain, refbn_v a, refbn_v b, const int with_error)
+{
+    const refbn_pair product = with_error ? refbn_two_product(a, b) : (refbn_pair){a * b, {0}};
+    refbn_chain_add_pair(chain, product.hi, product.lo);
+}
+
+/* Of a binary32 number and its pivot; `inexact` becomes nonzero if it is rounded. */
+static REFBN_INLINE refbn_v refbn_difference(const char *row, int lane, const double *pivot, const int tell,
+                                             refbn_vi *inexact)
+{
+    const refbn_v a = refbn_widen(row, lane), b = refbn_load(pivot), difference = a - b;
+    if (tell) /* whichever of a and b is larger, one of these is exact (FastTwoSum) and tells */
+        *inexact |= ((refbn_vi)(difference + b) ^ (refbn_vi)a) | (refbn_vi)((a - difference) != b);
+    return difference;
+}
+
+static REFBN_INLINE void refbn_chain_add_square(refbn_chain *chain, refbn_v a)
+{
+    chain->hi = refbn_multiply_add(a, a, chain->hi);
+}
+
+/* What `moments`, `g` and `u` say is wanted; all three, and `unroll`, are constants where this is inlined.
+ *
+ * Sums of the second order are small beside their terms as a rule. So there the products' errors are added, too, and
+ * it is found out whether any difference was rounded: if none was, the sums are as good as those in double-double,
+ * but for those of g^2 and u^2. */
+static REFBN_INLINE void refbn_sum_plain(const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
+                                         refbn_totals *totals, const int moments, const int g, const int u,
+                                         const int unroll)
+{
+    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+        refbn_chain sum[REFBN_SUMS][4] = {{{{0}, {0}}}};
+        refbn_vi inexact = {0};
+        const char *x = in[0].data + column * 4, *dy = in[1].data + column * 4, *x_dot = in[2].data + column * 4;
+        for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 4
+            for (int j = 0; j < unroll; j++) {
+                const int lane = j * REFBN_WIDTH, at = column + lane;
+                const refbn_v t = refbn_difference(x, lane, pivot[0] + at, g && u, &inexact);
+                if (moments) {
+                    refbn_chain_add(&sum[REFBN_T][j], t);
+                    if (g && u)
+                        refbn_chain_add_rounded(&sum[REFBN_TT][j], t, t, 1);
+                    else
+                        refbn_chain_add_square(&sum[REFBN_TT][j], t);
+                }
+                refbn_v of_g = t;
+                if (g) {
+                    of_g = refbn_difference(dy, lane, pivot[1] + at, g && u, &inexact);
+                    refbn_chain_add(&sum[REFBN_G][j], of_g);
+                    refbn_chain_add_rounded(&sum[REFBN_GT][j], of_g, t, g && u);
+                    refbn_chain_add_square(&sum[REFBN_GG][j], of_g);
+                }
+                if (u) {
+                    const refbn_v of_u = refbn_difference(x_dot, lane, pivot[2] + at, g && u, &inexact);
+                    refbn_chain_add(&sum[REFBN_U][j], of_u);
+                    refbn_chain_add_rounded(&sum[REFBN_UT][j], of_u, t, g && u);
+                    refbn_chain_add_square(&sum[REFBN_UU][j], of_u);
+                    if (g)
+                        refbn_chain_add_rounded(&sum[REFBN_UG][j], of_u, of_g, 1);
+                }
+            }
+            x += in[0].stride, dy += in[1].stride, x_dot += in[2].stride;
+        }
+        if (g && u)
+            totals->inexact |= (uint64_t)refbn_any(inexact);
+#pragma GCC unroll 4
+        for (int j = 0; j < unroll; j++)
+#pragma GCC unroll 9
+            for (int k = 0; k < REFBN_SUMS; k++)
+                if (refbn_has_sum(k, moments, g, u))
+                    refbn_total(totals, k, column + j * REFBN_WIDTH, sum[k][j].hi, sum[k][j].lo);
+    }
+}
+
+static REFBN_INLINE void refbn_sum_double(const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
+                                          refbn_totals *totals, const int moments, const int g, const int u,
+                                          const int unroll)
+{
+    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+        refbn_chain sum[REFBN_SUMS][4] = {{{{0}, {0}}}};
+        const char *x = in[0].data + column * 8, *dy = in[1].data + column * 8, *x_dot = in[2].data + column * 8;
+        for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 4
+            for (int j = 0; j < unroll; j++) {
+                const int lane = j * REFBN_WIDTH, at = column + lane;
+                const refbn_pair t = refbn_two_difference(refbn_number(x, lane), refbn_load(pivot[0] + at));
+                if (moments) {
+                    refbn_chain_add_pair(&sum[REFBN_T][j], t.hi, t.lo);
+                    refbn_chain_add_product(&sum[REFBN_TT][j], t, t);
+                }
+                refbn_pair of_g = t;
+                if (g) {
+                    of_g = refbn_two_difference(refbn_number(dy, lane), refbn_load(pivot[1] + at));
+                    refbn_chain_add_pair(&sum[REFBN_G][j], of_g.hi, of_g.lo);
+                    refbn_chain_add_product(&sum[REFBN_GT][j], of_g, t);
+                    refbn_chain_add_square(&sum[REFBN_GG][j], of_g.hi);
+                }
+                if (u) {
+                    const refbn_pair of_u = refbn_two_difference(refbn_number(x_dot, lane), refbn_load(pivot[2] + at));
+                    refbn_chain_add_pair(&sum[REFBN_U][j], of_u.hi, of_u.lo);
+                    refbn_chain_add_product(&sum[REFBN_UT][j], of_u, t);
+                    refbn_chain_add_square(&sum[REFBN_UU][j], of_u.hi);
+                    if (g)
+                        refbn_chain_add_product(&sum[REFBN_UG][j], of_u, of_g);
+                }
+            }
+            x += in[0].stride, dy += in[1].stride, x_dot += in[2].stride;
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < unroll; j++)
+#pragma GCC unroll 9
+            for (int k = 0; k < REFBN_SUMS; k++)
+                if (refbn_has_sum(k, moments, g, u))
+                    refbn_total(totals, k, column + j * REFBN_WIDTH, sum[k][j].hi, sum[k][j].lo);
+    }
+}
+
+/* A combination of `terms` tensors, lane by lane; index 3 is the constant. bound[k] >= 0 is what |t_k|, or 1, is
+ * multiplied with in e; error[3] may be infinite: then nothing is decided. */
+typedef struct {
+    int terms, tensor[3]; /* 0: x, 1: dy, 2: x_dot */
+    double hi[4][REFBN_LANES], lo[4][REFBN_LANES], bound[4][REFBN_LANES];
+} refbn_combination;
+
+/* Where the ends of the enclosures go when no kernel writes the format itself. */
+typedef struct {
+    double low[REFBN_BLOCK], high[REFBN_BLOCK];
+} refbn_ends;
+
+/* Bits of the lanes in which nothing can be decided. */
+static uint64_t refbn_hopeless(const refbn_combination *of, int lanes)
+{
+    uint64_t bits = 0;
+    for (int lane = 0; lane < lanes; lane++) {
+        double bound = of->bound[3][lane];
+        for (int k = 0; k < of->terms; k++)
+            bound += of->bound[k][lane];
+        bits |= (uint64_t) !(bound < refbn_infinity()) << lane;
+    }
+    return bits;
+}
+
+/* Bits of the lanes that are set in a vector of masks. */
+static REFBN_INLINE uint64_t refbn_lane_bits(refbn_vi bad, int lane)
+{
+    uint64_t bits = 0;
+    for (int k = 0; k < REFBN_WIDTH; k++)
+        bits |= (uint64_t)(bad[k] != 0) << (lane + k);
+    return bits;
+}
+
+/* Combine, test and write a tile; the result has a bit for each lane with an undecided element. The output is
+ * binary32 at `out`, or with `ends` both ends in binary64. `check`: elements may be infinite or NaN, or overflow. */
+static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_tile tile,
+                                                 const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
+                                                 refbn_ends *ends, int check, const int terms)
+{
+    enum { UNROLL = 4 };
+    uint64_t undecided = 0;
+    for (int column = 0; column < tile.columns; column += UNROLL * REFBN_WIDTH) {
+        refbn_vfi bad[UNROLL] = {{0}};
+        refbn_v poison[UNROLL] = {{0}};
+        for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 4
+            for (int j = 0; j < UNROLL; j++) {
+                const int lane = column + j * REFBN_WIDTH;
+                refbn_v v = refbn_load(of->hi[3] + lane), e = refbn_load(of->bound[3] + lane);
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++) {
+                    const refbn_v t = refbn_widen(in[k].data + row * in[k].stride, lane) - refbn_load(pivot[k] + lane);
+                    v = refbn_multiply_add(refbn_load(of->hi[k] + lane), t, v);
+                    e = refbn_multiply_add(refbn_load(of->bound[k] + lane), refbn_abs(t), e);
+                }
+                const refbn_v low = v - e, high = v + e;
+                if (check)
+                    poison[j] = refbn_multiply_add(v, (refbn_v){0}, poison[j]);
+                if (ends) {
+                    refbn_store(ends->low + row * tile.columns + lane, low);
+                    refbn_store(ends->high + row * tile.columns + lane, high);
+                } else {
+                    const refbn_vf from = refbn_narrow(low);
+                    bad[j] |= (refbn_vfi)from ^ (refbn_vfi)refbn_narrow(high);
+                    *(refbn_vf_in_memory *)(void *)(out.data + row * out.stride + lane * 4) = from;
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < UNROLL; j++) {
+            const refbn_vi all = __builtin_convertvector(bad[j], refbn_vi) | (refbn_vi)(poison[j] != poison[j]);
+            if (refbn_any(all))
+                undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
+        }
+    }
+    return undecided;
+}
+
+static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_tile tile,
+                                                  const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
+                                                  refbn_ends *ends, int check, int odd, const int terms)
+{
+    enum { UNROLL = 2 };
+    uint64_t undecided = 0;
+    for (int column = 0; column < tile.columns; column += UNROLL * REFBN_WIDTH) {
+        refbn_vi bad[UNROLL] = {{0}};
+        refbn_v poison[UNROLL] = {{0}};
+        for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 2
+            for (int j = 0; j < UNROLL; j++) {
+                const int lane = column + j * REFBN_WIDTH;
+                refbn_v hi = refbn_load(of->hi[3] + lane), lo = refbn_load(of->lo[3] + lane);
+                refbn_v e = refbn_load(of->bound[3] + lane);
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++) {
+                    const refbn_pair t = refbn_two_difference(refbn_number(in[k].data + row * in[k].stride, lane), refbn_load(pivot[k] + lane));
+                    const refbn_v a = refbn_load(of->hi[k] + lane);
+                    const refbn_pair product = refbn_two_product(a, t.hi);
+                    const refbn_v tail = refbn_multiply_add(a, t.lo, refbn_load(of->lo[k] + lane) * t.hi);
+                    const refbn_pair sum = refbn_two_sum(hi, product.hi);
+                    hi = sum.hi;
+                    lo += sum.lo + (product.lo + tail);
+                    e = refbn_multiply_add(refbn_load(of->bound[k] + lane), refbn_abs(t.hi), e);
+                }
+                if (check)
+                    poison[j] = refbn_multiply_add(hi + lo, (refbn_v){0}, poison[j]);
+                if (ends) {
+                    const refbn_v low = odd ? refbn_to_odd(hi, lo - e) : hi + (lo - e);
+                    const refbn_v high = odd ? refbn_to_odd(hi, lo + e) : hi + (lo + e);
+                    refbn_store(ends->low + row * tile.columns + lane, low);
+                    refbn_store(ends->high + row * tile.columns + lane, high);
+                } else {
+                    const refbn_v low = hi + (lo - e);
+                    bad[j] |= (refbn_vi)low ^ (refbn_vi)(hi + (lo + e));
+                    refbn_store((double *)(void *)(out.data + row * out.stride) + lane, low);
+                }
+            }
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < UNROLL; j++) {
+            const refbn_vi all = bad[j] | (refbn_vi)(poison[j] != poison[j]);
+            if (refbn_any(all))
+                undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
+        }
+    }
+    return undecided;
+}
+
+/* Which of a sweep's variants is wanted; each is a loop of its own. */
+static void refbn_sum_tile(int twofold, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
+                           refbn_totals *totals, int moments, int g, int u)
+{
+#define REFBN_VARIANT(m, g, u)                                                                               \
+    case 4 * m + 2 * g + u:                                                                                  \
+        if (twofold)                                                                                         \
+            refbn_sum_double(in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                              \
+        else                                                                                                 \
+            refbn_sum_plain(in, tile, pivot, totals, m, g, u, u && g ? 1 : 4);                               \
+        break;
+    switch (4 * moments + 2 * g + u) {
+        REFBN_VARIANT(1, 0, 0)
+        REFBN_VARIANT(0, 1, 0)
+        REFBN_VARIANT(1, 1, 0)
+        REFBN_VARIANT(0, 0, 1)
+        REFBN_VARIANT(1, 0, 1)
+        REFBN_VARIANT(0, 1, 1)
+        REFBN_VARIANT(1, 1, 1)
+    }
+#undef REFBN_VARIANT
+}
+
+static uint64_t refbn_combine_tile(int twofold, const refbn_rows *in, refbn_tile tile, const refbn_combination *of,
+                                   refbn_pivots *pivot, refbn_rows out, refbn_ends *ends, int check, int odd)
+{
+#define REFBN_VARIANT(terms)                                                                                 \
+    case terms:                                                                                              \
+        if (twofold)                                                                                         \
+            return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms)            \
+                        : refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms);             \
+        return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)                      \
+                    : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);
+    switch (of->terms) {
+        REFBN_VARIANT(1)
+        REFBN_VARIANT(2)
+    default:
+        REFBN_VARIANT(3)
+    }
+#undef REFBN_VARIANT
+}
+
+#endif
