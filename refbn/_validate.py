@@ -54,6 +54,7 @@ CONSTRAINTS: dict[str, str] = {
     "C20": "Dense derivatives are for small inputs: at most 2**26 elements in one result.",
     "C21": "num_features is an int >= 1, and x has as many channels.",
     "C22": "A number of threads is an int from 1 to 1024, in the environment variable REFBN_NUM_THREADS too.",
+    "C23": "The numba backend needs binary64 arithmetic that rounds to nearest and keeps subnormal numbers.",
 }
 
 DENSE_LIMIT = 2**26
@@ -285,6 +286,13 @@ def backend(name: Any, table: Iterable[str]) -> str:
 def backend_missing(name: str, error: ImportError) -> NoReturn:
     """Complain that a known backend cannot be used here. (C14)."""
     fail(BackendError, "backend", "C14", f"{name!r} is not available here: {error}", error)
+
+
+def backend_arithmetic(name: str, is_ieee: bool) -> None:
+    """A thread may have set another rounding mode, or flush subnormal numbers to zero. (C23)."""
+    if not is_ieee:
+        message = "this thread rounds another way or flushes subnormal numbers to zero, expected neither"
+        fail(BackendError, "backend", "C23", f"{name!r}: {message}")
 
 
 def backend_offers(name: str, module: Any, operation: str) -> None:

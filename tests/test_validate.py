@@ -120,6 +120,7 @@ BAD_CALLS = [
     ("C21", "x", ValueError, lambda: refbn.BatchNorm(3).forward(X)),
     ("C22", "n", ValueError, lambda: refbn.set_num_threads(0)),
     ("C22", "n", TypeError, lambda: refbn.num_threads(2.0)),
+    ("C23", "backend", RuntimeError, lambda: _validate.backend_arithmetic("numba", False)),
 ]
 
 

@@ -4,7 +4,7 @@
 name        what                                              accuracy
 ==========  ================================================  =================================================
 native      C core, compiled with the package                 bounded; binary64 in double-double
-numba       the same passes, compiled at first use            bounded; binary64 in double-double
+numba       the same passes, compiled at first use            correctly rounded
 reference   the NumPy textbook                                bounded, `refbn.reference.bounds`
 exact       the oracle                                        correctly rounded
 ==========  ================================================  =================================================

@@ -1,53 +1,63 @@
-"""Every jitted function of the Numba backend: an arithmetic, three sweeps, and the passes written in them.
+"""Every jitted function of the Numba backend: a ball arithmetic, sums, and the sweep that decides every element.
 
 Purpose
-    One channel of one pass at a time, on contiguous binary64 buffers that `refbn.backends.numba` has packed.
+    One channel of one pass, on contiguous binary64 buffers that `refbn.backends.numba` has packed; `channel` is
+    the only entry. It knows no formula: `refbn.backends._numba_passes` hands it each pass as a *program*, a table
+    of operations on registers. Every result is the exact one rounded once, or the channel is reported as undecided.
 
 Assumptions
-    Rounding to nearest even; no contraction of a·b + c, no fast-math (Numba asks LLVM for neither unless told
-    to). ``tests/backends/test_numba.py`` checks the error-free transformations that depend on it.
+    Rounding to nearest even and subnormal numbers (`is_ieee` tells whether they are there); no contraction of
+    a·b + c, no fast-math (Numba asks LLVM for neither unless told to). ``tests/backends/test_numba.py`` checks the
+    error-free transformations that depend on it.
 
 Structure
-    * A *pair* (hi, lo) is the unevaluated sum of two binary64 numbers, hi = RN(hi + lo).
-    * A `Number` is a pair and a power of two: no overflow, no underflow. All that is computed once per channel is
-      computed in Numbers, whatever the formats.
-    * A `Vector` is a buffer, its shift and its scale; there are three sweeps over it: `total`, `dot` and `combine`,
-      because every output of every pass is an affine combination of at most three vectors whose
-      coefficients are rational functions of totals and dot products. `dot` and `combine` exist in plain binary64 and
-      in pairs (``wide``).
+    * Tensors enter as t = z − p with a *pivot* p near the data, by an error-free difference t_hi + t_lo. So a constant
+      tensor is exactly zero from here on.
+    * SUMS: Σ t_a and Σ t_a·t_b, as balls.
+    * SOLVE: the pass's program, in balls: for each vector result one ball, for each tensor result the numbers F, D, B,
+      A_0, A_k of ``F·(A_0 + Σ A_k·t_k)/D + B``.
+    * COMBINE: that, element by element: first in plain binary64 if the output is narrow, then in pairs of binary64
+      numbers, last in balls. An element goes on until the two ends of its error interval round to the same number.
 
-Error bound
-    That of `refbn.reference.bounds`, with u and h as `refbn.backends.numba.arithmetic` returns them. Let w = 2⁻⁵³.
+Error bounds
+    Let w = 2⁻⁵³. `two_sum` and `two_product` are exact: the first always, the second while factors and product lie
+    within 2^±900 or are zero.
 
-    *Wide* (u = 2⁻¹⁰² = 16·w², h = 64). An operation on pairs errs by at most 12·w² relative to its result, an addition
-    by 3·w² relative to its operands' magnitudes, which is what the bound's rule for sums asks for (the functions say
-    how much; see also [1]_). In a sum, a lane of `ROWS` = 32 summands keeps its low parts in one plain sum: row k adds
-    two low parts, each at most w·S if S is the sum of magnitudes, with errors of at most w²·(k + 3)·S, all rows
-    together 624·w²·S. The additions after that, log2(`LANES`) = 6 in the fold and at most 26 in the cascade of blocks
-    if m ≤ 2³⁷, cost 96·w²·S. All that is less than h·u·S = 1024·w²·S.
+    *Balls.* `Ball` (hi, lo, err, exponent) says |value·2^−exponent − (hi + lo)| ≤ err, with ½ ≤ |hi| < 1, so that
+    no operation overflows or underflows. An operation splits its result into binary64 terms by error-free
+    transformations; the two leading ones are kept, and the magnitudes of all others go into err. This needs no
+    constant and no lemma, and it leaves err = 0 exactly when nothing was dropped: ties and zeros of short numbers are
+    decided here. Quotient and root are approximated by any hi + lo and their error comes from the residual, computed in
+    balls: |a/b − c| = |a − c·b|/|b| and |√q − c| = |q − c²|/(√q + c) ≤ |q − c²|/c. Whatever is computed *with* errors
+    is a sum of at most 12 rounded non-negative terms; `ball` multiplies it by 1 + 32·w, and replaces it by 2⁻⁹⁰⁰ if it
+    is smaller but not 0, so that products of errors do not vanish.
 
-    *Plain* (u = 2⁻⁵³, h = 1). What belongs to a channel is still computed in Numbers. A product in a sum is rounded
-    three times, two differences and itself; the sum adds less than u to that. In an output each coefficient, difference
-    and product is rounded once, and so is each of at most three additions. Every count in the bound is larger.
+    *Sums.* A tensor is *near* if all non-zero t_hi, t_lo lie within 2^±`COMFORT`; for others (and for what is not
+    finite) sums are taken in balls. A lane accumulates (hi, lo, err): two exact additions each, of which err
+    collects the remainders' magnitudes. Of products of pairs, 8·w²·|t_a·t_b| goes into err as well: four roundings of
+    cross products and their sum (4·w²), and t_lo·t_lo (w²), to first order. err is a sum of m rounded non-negative
+    terms, and a factor 1 + 2⁻¹⁰ covers that for m < 2⁴⁰.
 
-    *Centering.* A vector's shift c is its mean rounded to nearest, and the elements are binary64 numbers too, so
-    |c − mean| ≤ |x_i − mean| for every i, whatever the offset (up to the error of the sum, which is far smaller).
-    Hence |x_i − c| ≤ 2·|x_i − mean|, and correcting for what is left, mean(x − c), cancels nothing.
+    *Elements.* Let a_k = F·A_k/D and c = F·A_0/D + B be balls with centres k_hi + k_lo and errors δ_k, and
+    M = Σ|k_hi·t_hi| + |c_hi|.
 
-    *Range.* If a buffer's largest element lies outside 2^±`COMFORT`, or a coefficient outside
-    2^±`COEFFICIENT_COMFORT`, sums and outputs are computed element by element in Numbers, from the data as they came;
-    a sum is then a tree of depth ⌈log₂ m⌉. Only the mean is found from a scaled copy; what it loses is below 2⁻⁷⁰⁰
-    times the largest element.
+    - Plain: c_hi + Σ k_hi·t_hi. The coefficient is off by |k_lo| + δ_k, t by w·|t_hi|; the product is rounded once, a
+      term passes through at most three additions, and the ends of the interval are rounded once: the error is less than
+      Σ (|k_lo| + δ_k + 6.2·w·|k_hi|)·|t_hi| + |c_lo| + δ_c + 4.2·w·|c_hi|. The code takes 8 for both numbers.
+    - Pairs: the product k·t errs by 8·w²·|k·t| (as above, and the sum with the product's own error: 3·w²). Adding it
+      to (hi, lo) rounds lo + e and f + (lo + e), at most w²·(3·|hi| + 7·|k·t|); three terms of at most M give
+      38·w²·M. With the rounding of lo ± E, w²·M, the code's 64·w²·M is more.
+    - All coefficients lie within 2^±`REACH` and the tensors are near, else this rung is left out. Then no product
+      underflows but those with lo, by 2⁻¹⁰⁷⁴, and E ≥ 64·w²·2^−(REACH + COMFORT) if a product is not zero at all.
+    - A factor 1 + 2⁻⁴⁰ covers the roundings of the bound itself.
+
+    Both roundings, to binary64 and to narrower formats, are monotonic; so where both ends give one result, it is
+    what everything in between rounds to. A zero is accepted only where the ends do not differ in sign.
 
 All jitted functions stand in this one file: Numba invalidates a cached function when the file that defines it has
 changed, but not when a function that it calls has.
 
 Test: ``pytest tests/backends/test_numba.py``.
-
-References
-----------
-.. [1] M. Joldes, J.-M. Muller, V. Popescu, "Tight and rigorous error bounds for basic building blocks of double-word
-   arithmetic", ACM Transactions on Mathematical Software 44 (2017).
 """
 
 from __future__ import annotations
@@ -61,19 +71,30 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LANES = 64
-ROWS = 32
+W = 2.0**-53
 
-COMFORT = 350
-"""Buffers whose largest element lies in 2^±COMFORT are left unscaled: their products neither overflow nor underflow."""
+COMFORT = 300
+"""Tensors whose non-zero elements lie in 2^±COMFORT are near: their products neither overflow nor underflow."""
 
-COEFFICIENT_COMFORT = 256
-"""Coefficients in 2^±COEFFICIENT_COMFORT are applied to such buffers as binary64 pairs."""
+REACH = 300
+"""Coefficients in 2^±REACH are applied to near tensors as pairs of binary64 numbers."""
 
-# What a state remembers, in this order.
-SHIFT, REST, VAR, INVSTD = range(4)
+FLOOR = 2.0**-900
+"""The smallest error of a ball that is not 0, and a bound on what shifting a pair may lose."""
+
+SHORTEST = 2.0**-400
+"""A smaller lo becomes part of the error, so that products of lows are exact."""
+
+ADD, SUBTRACT, MULTIPLY, DIVIDE, ROOT, OVER_ROOT = range(6)
+"""The operations of a program. OVER_ROOT is a/√b for a > 0, and infinite where b is 0 (rule R2)."""
+
+FACTOR, DIVISOR, OFFSET, CONSTANT, TERMS = range(5)
+"""The columns of a combination: registers of F, D, B, A_0, and of the A_k from `TERMS` on; negative for no term."""
 
 
 def jit(function: Function) -> Function:
@@ -85,7 +106,21 @@ def jit(function: Function) -> Function:
     return compiled
 
 
-# ---- pairs: error-free transformations and arithmetic with twice the precision ---------------------------------------
+@jit
+def is_ieee(probe: Floats) -> bool:
+    """Tell whether this thread rounds to nearest even and keeps subnormal numbers.
+
+    ``probe`` holds 2^−1074, 2^−1022, 2^60, ½, 1, 2^−53 and 2^−52: from memory, lest the compiler computes.
+    """
+    reads_subnormal = probe[0] * probe[2] > 0.0
+    writes_subnormal = probe[1] * probe[3] > 0.0
+    nearest = probe[4] + probe[5] == probe[4]  # not upwards
+    odd = probe[4] + probe[6]
+    even = odd + probe[5] == probe[4] + (probe[6] + probe[6])  # not downwards, nor towards zero
+    return bool(reads_subnormal and writes_subnormal and nearest and even)
+
+
+# ---- error-free transformations --------------------------------------------------------------------------------------
 
 
 @jit
@@ -94,13 +129,6 @@ def two_sum(a: float, b: float) -> tuple[float, float]:
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
-
-
-@jit
-def fast_two_sum(a: float, b: float) -> tuple[float, float]:
-    """Return what `two_sum` does if a is 0, not smaller than b, or a multiple of b's last bit (Dekker)."""
-    s = a + b
-    return s, b - (s - a)
 
 
 @jit
@@ -120,732 +148,609 @@ def two_product(a: float, b: float) -> tuple[float, float]:
     return p, ((a_hi * b_hi - p) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
 
 
-@jit
-def pair_add(a_hi: float, a_lo: float, b_hi: float, b_lo: float) -> tuple[float, float]:
-    """Return a + b to within 3 w²·(|a| + |b|)."""
-    s, e = two_sum(a_hi, b_hi)
-    return fast_two_sum(s, e + (a_lo + b_lo))
+# ---- balls -----------------------------------------------------------------------------------------------------------
 
 
-@jit
-def pair_multiply(a_hi: float, a_lo: float, b_hi: float, b_lo: float) -> tuple[float, float]:
-    """Return a·b to within 8 w²·|a·b|."""
-    p, e = two_product(a_hi, b_hi)
-    return fast_two_sum(p, e + (a_hi * b_lo + a_lo * b_hi))
+class Ball(NamedTuple):
+    """A number within err·2^exponent of (hi + lo)·2^exponent.
 
-
-@jit
-def pair_divide(a_hi: float, a_lo: float, b_hi: float, b_lo: float) -> tuple[float, float]:
-    """Return a/b to within 12 w²·|a/b|."""
-    quotient = a_hi / b_hi
-    p, e = two_product(quotient, b_hi)
-    remainder = ((a_hi - p) - e) + (a_lo - quotient * b_lo)
-    return fast_two_sum(quotient, remainder / b_hi)
-
-
-@jit
-def pair_root(a_hi: float, a_lo: float) -> tuple[float, float]:
-    """Return √a to within 5 w²·√a, for a > 0."""
-    root = math.sqrt(a_hi)
-    p, e = two_product(root, root)
-    return fast_two_sum(root, (((a_hi - p) - e) + a_lo) / (2.0 * root))
-
-
-# ---- Numbers: pairs with an exponent of their own --------------------------------------------------------------------
-
-
-class Number(NamedTuple):
-    """(hi + lo)·2^exponent with ½ ≤ |hi| < 1; zero is (+0, 0, 0), and NaN has exponent 0."""
+    hi = RN(hi + lo) and ½ ≤ |hi| < 1, or both are 0. Exact numbers have err = 0. hi is NaN for what is no number, and
+    infinite as OVER_ROOT says. An err that is infinite or NaN says nothing about the value.
+    """
 
     hi: float
     lo: float
+    err: float
     exponent: int
 
 
-ZERO = Number(0.0, 0.0, 0)
-HALF = Number(0.5, 0.0, 0)
-
-
 @jit
-def number(hi: float, lo: float, exponent: int) -> Number:
-    """Normalise a pair (hi, lo)·2^exponent."""
-    if hi == 0.0:
-        return Number(0.0, 0.0, 0)
+def ball(hi: float, lo: float, err: float, exponent: int) -> Ball:
+    """Normalise (hi + lo ± err)·2^exponent."""
+    hi, lo = two_sum(hi, lo)
     if hi - hi != 0.0:
-        return Number(np.nan, np.nan, 0)
-    mantissa, shift = math.frexp(hi)
-    return Number(mantissa, math.ldexp(lo, -shift), exponent + shift)
+        return Ball(np.nan, 0.0, 0.0, 0)
+    if hi != 0.0:
+        hi, shift = math.frexp(hi)
+        lo = math.ldexp(lo, -shift)
+        err = math.ldexp(err, -shift)
+        exponent += shift
+        if abs(lo) < SHORTEST:
+            err += abs(lo)
+            lo = 0.0
+    elif err == 0.0:
+        exponent = 0
+    if err != 0.0:
+        err *= 1.0 + 32.0 * W
+        if err < FLOOR:
+            err = FLOOR
+    return Ball(hi, lo, err, exponent)
 
 
 @jit
-def exactly(value: float) -> Number:
-    """Return a binary64 number, as it is."""
-    return number(value, 0.0, 0)
+def exactly(value: float) -> Ball:
+    """Return a binary64 number, as it is; NaN for infinities (rule R1)."""
+    return ball(value, 0.0, 0.0, 0)
 
 
 @jit
-def add(a: Number, b: Number) -> Number:
-    """Return a + b."""
-    if a.hi == 0.0:
-        return b
-    if b.hi == 0.0:
-        return a
-    exponent = max(a.exponent, b.exponent)
-    hi, lo = pair_add(
-        math.ldexp(a.hi, a.exponent - exponent),
-        math.ldexp(a.lo, a.exponent - exponent),
-        math.ldexp(b.hi, b.exponent - exponent),
-        math.ldexp(b.lo, b.exponent - exponent),
-    )
-    return number(hi, lo, exponent)
+def unknown() -> Ball:
+    """Return a ball that holds every number."""
+    return Ball(0.5, 0.0, np.inf, 0)
 
 
 @jit
-def negative(a: Number) -> Number:
+def negative(a: Ball) -> Ball:
     """Return −a, and +0 for 0."""
-    return Number(0.0 - a.hi, 0.0 - a.lo, a.exponent)
+    return Ball(0.0 - a.hi, 0.0 - a.lo, a.err, a.exponent)
 
 
 @jit
-def subtract(a: Number, b: Number) -> Number:
+def size(a: Ball) -> float:
+    """Return a bound on |a|, rounded down by less than 4·w, 0 for an exact zero only."""
+    if a.hi == 0.0 and a.err == 0.0:
+        return 0.0
+    return math.ldexp(abs(a.hi) + a.err, a.exponent) + FLOOR
+
+
+@jit
+def add(a: Ball, b: Ball) -> Ball:
+    """Return a + b."""
+    if a.hi != a.hi or (b.hi == 0.0 and b.err == 0.0):
+        return a
+    if b.hi != b.hi or (a.hi == 0.0 and a.err == 0.0):
+        return b
+    if a.exponent < b.exponent:
+        a, b = b, a
+    shift = b.exponent - a.exponent
+    if shift < -450:
+        return ball(a.hi, a.lo, a.err + math.ldexp(1.5 + b.err, max(shift, -800)), a.exponent)
+    err = a.err
+    if b.err != 0.0:
+        err += math.ldexp(b.err, shift) + FLOOR
+    s, e = two_sum(a.hi, math.ldexp(b.hi, shift))
+    t, f = two_sum(a.lo, math.ldexp(b.lo, shift))
+    c, r = two_sum(e, t)
+    hi, x = two_sum(s, c)
+    y, dropped = two_sum(r, f)
+    lo, rest = two_sum(x, y)
+    return ball(hi, lo, err + (abs(dropped) + abs(rest)), a.exponent)
+
+
+@jit
+def subtract(a: Ball, b: Ball) -> Ball:
     """Return a − b."""
     return add(a, negative(b))
 
 
 @jit
-def multiply(a: Number, b: Number) -> Number:
+def multiply(a: Ball, b: Ball) -> Ball:
     """Return a·b."""
-    hi, lo = pair_multiply(a.hi, a.lo, b.hi, b.lo)
-    return number(hi, lo, a.exponent + b.exponent)
+    p, e = two_product(a.hi, b.hi)
+    q, f = two_product(a.hi, b.lo)
+    r, g = two_product(a.lo, b.hi)
+    z, h = two_product(a.lo, b.lo)
+    q, x = two_sum(q, r)
+    e, y = two_sum(e, q)
+    e, u = two_sum(e, z)
+    p, e = two_sum(p, e)
+    dropped = (abs(f) + abs(g) + abs(h)) + (abs(x) + abs(y) + abs(u))
+    return ball(p, e, dropped + (abs(a.hi) * b.err + abs(b.hi) * a.err) + a.err * b.err, a.exponent + b.exponent)
 
 
 @jit
-def divide(a: Number, b: Number) -> Number:
-    """Return a/b for b ≠ 0."""
-    hi, lo = pair_divide(a.hi, a.lo, b.hi, b.lo)
-    return number(hi, lo, a.exponent - b.exponent)
+def divide(a: Ball, b: Ball) -> Ball:
+    """Return a/b; NaN if b is 0."""
+    if a.hi != a.hi:
+        return a
+    if b.hi != b.hi:
+        return b
+    if b.hi == 0.0 and b.err == 0.0:
+        return Ball(np.nan, 0.0, 0.0, 0)
+    if not (abs(b.hi) >= 0.5 and b.err < 0.125):
+        return unknown()
+    numerator, denominator = Ball(a.hi, a.lo, 0.0, 0), Ball(b.hi, b.lo, 0.0, 0)
+    hi = a.hi / b.hi
+    residual = subtract(numerator, multiply(exactly(hi), denominator))
+    hi, lo = two_sum(hi, math.ldexp(residual.hi, residual.exponent) / b.hi)
+    residual = subtract(numerator, multiply(ball(hi, lo, 0.0, 0), denominator))
+    err = (size(residual) + a.err + abs(hi) * b.err) / (abs(b.hi) - b.err)
+    return ball(hi, lo, err, a.exponent - b.exponent)
 
 
 @jit
-def scaled(a: Number, exponent: int) -> Number:
-    """Return a·2^exponent."""
-    return number(a.hi, a.lo, a.exponent + exponent)
-
-
-@jit
-def inverse_root(q: Number) -> Number:
-    """Return 1/√q; NaN unless q > 0 (rule R2: what contains 1/√0 is no number)."""
-    if not q.hi > 0.0:
-        return Number(np.nan, np.nan, 0)
+def root(q: Ball) -> Ball:
+    """Return √q; NaN unless q > 0 (rule R2: what contains 1/√0 is no number)."""
+    if q.hi != q.hi or (q.err == 0.0 and not q.hi > 0.0) or q.hi + q.err < 0.0:
+        return Ball(np.nan, 0.0, 0.0, 0)
+    if not (q.hi > 0.0 and q.err < 0.125):
+        return unknown()
     odd = q.exponent & 1
-    hi, lo = pair_root(math.ldexp(q.hi, odd), math.ldexp(q.lo, odd))
-    hi, lo = pair_divide(1.0, 0.0, hi, lo)
-    return number(hi, lo, -((q.exponent - odd) >> 1))
+    square = Ball(q.hi, q.lo, 0.0, odd)
+    hi = math.sqrt(math.ldexp(q.hi, odd))
+    residual = subtract(square, multiply(exactly(hi), exactly(hi)))
+    hi, lo = two_sum(hi, math.ldexp(residual.hi, residual.exponent) / (2.0 * hi))
+    near = ball(hi, lo, 0.0, 0)
+    err = (size(subtract(square, multiply(near, near))) + math.ldexp(q.err, odd)) / hi
+    return ball(hi, lo, err, (q.exponent - odd) >> 1)
 
 
 @jit
-def read(row: Floats, place: int) -> Number:
-    """Fetch a Number from an array of (hi, lo, exponent)."""
-    return Number(row[place, 0], row[place, 1], int(row[place, 2]))
+def read(row: Floats, place: int) -> Ball:
+    """Fetch a ball from an array of (hi, lo, err, exponent)."""
+    return Ball(row[place, 0], row[place, 1], row[place, 2], int(row[place, 3]))
 
 
 @jit
-def write(row: Floats, place: int, a: Number) -> None:
-    """Keep a Number in an array of (hi, lo, exponent)."""
+def write(row: Floats, place: int, a: Ball) -> None:
+    """Keep a ball in an array of (hi, lo, err, exponent)."""
     row[place, 0] = a.hi
     row[place, 1] = a.lo
-    row[place, 2] = a.exponent
-
-
-# ---- the last rounding -----------------------------------------------------------------------------------------------
-
-
-@jit
-def to_binary64(hi: float, lo: float, exponent: int, to_odd: bool) -> float:
-    """Round (hi + lo)·2^exponent once: to nearest even, or to odd if a narrower format is still to come.
-
-    Rounding to odd moves an inexact result to the neighbour with an odd last bit, so that a later rounding to a
-    format of at most 51 bits sees on which side of a midpoint the value lay.
-    """
-    if hi - hi != 0.0:
-        return hi
-    if to_odd and lo != 0.0:
-        mantissa, shift = math.frexp(hi)
-        integer = int(math.ldexp(mantissa, 53))
-        if integer & 1 == 0:
-            # hi is even, so the odd neighbour is the next one in lo's direction; below a power of two neighbours are
-            # twice as dense, and one more bit then makes the step right.
-            step = 1.0 if abs(mantissa) > 0.5 or (hi > 0.0) == (lo > 0.0) else 0.5
-            hi = math.ldexp(integer + math.copysign(step, lo), shift - 53)
-        return math.ldexp(hi, exponent)
-    result = math.ldexp(hi, exponent)
-    if lo != 0.0 and abs(result) < 2.3e-308:
-        # A subnormal result: hi was rounded a second time. That is wrong only where hi is a midpoint, which lo
-        # then decides.
-        half = math.ldexp(0.5, -1074 - exponent)
-        if abs(hi - math.ldexp(result, -exponent)) == half:
-            result = math.ldexp(hi + math.copysign(half / 2.0, lo), exponent)
-    return result
+    row[place, 2] = a.err
+    row[place, 3] = a.exponent
 
 
 @jit
-def finish(hi: Floats, lo: Floats) -> None:
-    """Round a vector of pairs to odd, in place (in hi)."""
-    for i in range(hi.size):
-        hi[i] = to_binary64(hi[i], lo[i], 0, True)
-
-
-@jit
-def finish_numbers(numbers: Floats, to_odd: bool, result: Floats) -> None:
-    """Round an array of Numbers (n, 3) to binary64."""
-    for i in range(result.size):
-        result[i] = to_binary64(numbers[i, 0], numbers[i, 1], int(numbers[i, 2]), to_odd)
-
-
-# ---- vectors ---------------------------------------------------------------------------------------------------------
-
-
-class Vector(NamedTuple):
-    """The vector (data − shift)·2^scale − rest; the sweeps see data − shift, `far_element` raw − point.
-
-    raw and point are data·2^scale and shift·2^scale before small ones lost bits to the scaling.
-    """
-
-    data: Floats
-    shift: float
-    rest: Number
-    scale: int
-    raw: Floats
-    point: Number
-
-
-INFINITY_BITS = 0x7FF0000000000000
-
-
-@jit
-def largest(data: Floats, below: int) -> int:
-    """Return the largest magnitude's bits without the sign, of those below a limit.
-
-    Read as integers they are ordered as the magnitudes are, infinity and NaN at the end.
-    """
-    bits = data.view(np.int64)
-    result = 0
-    for i in range(bits.size):
-        magnitude = int(bits[i]) & 0x7FFFFFFFFFFFFFFF
-        result = max(result, magnitude if magnitude < below else 0)
-    return result
-
-
-@jit
-def tame(data: Floats, at_least: Number) -> tuple[Floats, int]:
-    """Return data that are fit for arithmetic, and the power of two that was taken out of them.
-
-    Infinities become NaN in place (rule R1). If the largest number among the data and ``at_least`` is far from 1, a
-    copy is scaled by a power of two.
-    """
-    top = largest(data, 0x7FFFFFFFFFFFFFFF)
-    if top >= INFINITY_BITS:
-        for i in range(data.size):
-            data[i] += data[i] - data[i]
-        top = largest(data, INFINITY_BITS)
-    exponent = -2000
-    if top > 0:
-        exponent = (top >> 52) - 1022
-    if at_least.hi != 0.0:
-        exponent = max(exponent, at_least.exponent)
-    if exponent > COMFORT:
-        scale = exponent - COMFORT  # no further down, for the small elements' sake
-    elif -2000 < exponent < -COMFORT:
-        scale = max(exponent, -1022)  # 2^1022 is the largest factor, and makes the subnormals at least 2^−52
-    else:
-        return data, 0
-    return data * math.ldexp(1.0, -scale), scale
-
-
-@jit
-def about(data: Floats, point: Number) -> Vector:
-    """Return data − point for a point that is one binary64 number."""
-    fit, scale = tame(data, point)
-    return Vector(fit, math.ldexp(point.hi, point.exponent - scale), ZERO, scale, data, point)
-
-
-@jit
-def uncentred(data: Floats) -> Vector:
-    """Return the data as a vector."""
-    return about(data, ZERO)
-
-
-@jit
-def centred(data: Floats) -> Vector:
-    """Return data − mean(data)."""
-    fit, scale = tame(data, ZERO)
-    mean = divide(block_sum(fit, 0.0, fit, 0.0, TOTAL), exactly(float(data.size)))
-    shift = math.ldexp(mean.hi, mean.exponent)
-    rest = divide(block_sum(fit, shift, fit, shift, TOTAL), exactly(float(data.size)))
-    return Vector(fit, shift, scaled(rest, scale), scale, data, scaled(exactly(shift), scale))
-
-
-@jit
-def restored(data: Floats, state: Floats) -> Vector:
-    """Return x − mean(x) with the mean that `forward` found."""
-    vector = about(data, read(state, SHIFT))
-    return Vector(vector.data, vector.shift, read(state, REST), vector.scale, vector.raw, vector.point)
-
-
-# ---- the sweeps that read --------------------------------------------------------------------------------------------
-
-TOTAL, PLAIN, WIDE = range(3)
-
-
-@jit
-def add_differences(hi: Floats, lo: Floats, a: Floats, a_shift: float) -> None:
-    """Add a − shift to the lanes, exactly but for the low parts' sum."""
-    for j in range(a.size):
-        t, f = two_sum(a[j], -a_shift)
-        s, e = two_sum(hi[j], t)
-        hi[j] = s
-        lo[j] += e + f
-
-
-@jit
-def add_products_plain(hi: Floats, lo: Floats, a: Floats, a_shift: float, b: Floats, b_shift: float) -> None:
-    """Add (a − shift)(b − shift) to the lanes, each difference and product rounded to binary64."""
-    for j in range(a.size):
-        s, e = two_sum(hi[j], (a[j] - a_shift) * (b[j] - b_shift))
-        hi[j] = s
-        lo[j] += e
-
-
-@jit
-def add_products_wide(hi: Floats, lo: Floats, a: Floats, a_shift: float, b: Floats, b_shift: float) -> None:
-    """Add (a − shift)(b − shift) to the lanes, in pairs."""
-    for j in range(a.size):
-        a_hi, a_lo = two_sum(a[j], -a_shift)
-        b_hi, b_lo = two_sum(b[j], -b_shift)
-        t, f = pair_multiply(a_hi, a_lo, b_hi, b_lo)
-        s, e = two_sum(hi[j], t)
-        hi[j] = s
-        lo[j] += e + f
-
-
-@jit
-def block_sum(a: Floats, a_shift: float, b: Floats, b_shift: float, kind: int) -> Number:
-    """Sum the differences of ``a`` (TOTAL) or the products (PLAIN, WIDE) as a pair.
-
-    A block fills `LANES` lanes of `ROWS` elements each, which are then folded into one pair. Blocks' pairs are
-    added like a binary counter: level k holds the sum of 2^k blocks.
-    """
-    hi = np.empty(LANES)
-    lo = np.empty(LANES)
-    levels_hi = np.zeros(64)
-    levels_lo = np.zeros(64)
-    blocks = 0
-    for start in range(0, a.size, LANES * ROWS):
-        stop = min(start + LANES * ROWS, a.size)
-        hi[:] = 0.0
-        lo[:] = 0.0
-        for row in range(start, stop, LANES):
-            end = min(row + LANES, stop)
-            if kind == TOTAL:
-                add_differences(hi, lo, a[row:end], a_shift)
-            elif kind == PLAIN:
-                add_products_plain(hi, lo, a[row:end], a_shift, b[row:end], b_shift)
+def solve(program: Ints, registers: Floats) -> None:
+    """Run a program: rows of (operation, result, first operand, second operand)."""
+    for step in range(program.shape[0]):
+        operation = program[step, 0]
+        a, b = read(registers, program[step, 2]), read(registers, program[step, 3])
+        if operation in (ADD, SUBTRACT):
+            c = add(a, b if operation == ADD else negative(b))
+        elif operation == MULTIPLY:
+            c = multiply(a, b)
+        else:
+            divisor = b
+            if operation in (ROOT, OVER_ROOT):
+                divisor = root(b)
+            if operation == ROOT:
+                c = divisor
+            elif operation == OVER_ROOT and b.hi == 0.0 and b.err == 0.0:
+                c = Ball(np.inf, 0.0, 0.0, 0)
             else:
-                add_products_wide(hi, lo, a[row:end], a_shift, b[row:end], b_shift)
-        for j in range(LANES):
-            hi[j], lo[j] = two_sum(hi[j], lo[j])
-        width = LANES
-        while width > 1:
-            width >>= 1
-            for j in range(width):
-                hi[j], lo[j] = pair_add(hi[j], lo[j], hi[width + j], lo[width + j])
-        sum_hi, sum_lo = hi[0], lo[0]
-        level = 0
-        while blocks >> level & 1:
-            sum_hi, sum_lo = pair_add(levels_hi[level], levels_lo[level], sum_hi, sum_lo)
-            level += 1
-        levels_hi[level] = sum_hi
-        levels_lo[level] = sum_lo
-        blocks += 1
-    sum_hi = 0.0
-    sum_lo = 0.0
-    for level in range(64):
-        if blocks >> level & 1:
-            sum_hi, sum_lo = pair_add(levels_hi[level], levels_lo[level], sum_hi, sum_lo)
-    return number(sum_hi, sum_lo, 0)
+                c = divide(a, divisor)
+        write(registers, program[step, 1], c)
+
+
+# ---- rounding --------------------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """A format: precision, smallest and largest normal exponent, largest number."""
+
+    precision: int
+    emin: int
+    emax: int
+    largest: float
 
 
 @jit
-def far_element(a: Vector, i: int) -> Number:
-    """Return raw_i − point as a Number."""
-    return subtract(exactly(a.raw[i]), a.point)
+def target(formats: Floats, place: int) -> Target:
+    """Fetch a format from an array of (precision, emin, emax, largest)."""
+    return Target(int(formats[place, 0]), int(formats[place, 1]), int(formats[place, 2]), formats[place, 3])
 
 
 @jit
-def tree_sum(terms: Floats) -> Number:
-    """Return the sum of an array of Numbers (n, 3), halving it in place."""
-    n = terms.shape[0]
-    if n == 0:
-        return Number(0.0, 0.0, 0)
-    while n > 1:
-        half = (n + 1) // 2
-        for i in range(n // 2):
-            write(terms, i, add(read(terms, i), read(terms, i + half)))
-        n = half
-    return read(terms, 0)
+def nearest(hi: float, lo: float, exponent: int, form: Target) -> float:
+    """Round (hi + lo)·2^exponent to a format, to nearest even, for hi = RN(hi + lo) ≠ 0."""
+    sign = math.copysign(1.0, hi)
+    hi, lo = abs(hi), lo * sign
+    mantissa, shift = math.frexp(hi)
+    if mantissa == 0.5 and lo < 0.0:
+        shift -= 1  # below a power of two, numbers are twice as dense
+    if exponent + shift > form.emax + 1:
+        return sign * np.inf
+    if exponent + shift < form.emin - form.precision:
+        return sign * 0.0
+    # The quantum is 2^last. Round hi + lo, taken as multiples of it, to an integer.
+    last = max(exponent + shift - form.precision, form.emin - form.precision + 1)
+    hi, lo = math.ldexp(hi, exponent - last), math.ldexp(lo, exponent - last)
+    integer = float(math.floor(hi))
+    above = ((hi - integer) - 0.5) + lo  # its sign is exact
+    if above > 0.0 or (above == 0.0 and integer % 2.0 == 1.0):
+        integer += 1.0
+    result = math.ldexp(integer, last)
+    return sign * (result if result <= form.largest else np.inf)
 
 
 @jit
-def total(a: Vector) -> Number:
-    """Return Σ a_i of a vector without rest."""
-    if a.scale == 0:
-        return block_sum(a.data, a.shift, a.data, a.shift, TOTAL)
-    terms = np.empty((a.raw.size, 3))
-    for i in range(a.raw.size):
-        write(terms, i, far_element(a, i))
-    return tree_sum(terms)
+def round_ball(a: Ball, form: Target) -> tuple[float, bool]:
+    """Return what all of a ball rounds to, and whether there is such a number."""
+    if a.hi - a.hi != 0.0:
+        return a.hi, True
+    if a.err == 0.0:
+        if a.hi == 0.0:
+            return 0.0, True
+        return nearest(a.hi, a.lo, a.exponent, form), True
+    if not a.err < 0.125 or a.hi == 0.0:
+        return 0.0, False
+    reach = a.err * (1.0 + 32.0 * W) + 2.0 * W * abs(a.lo)
+    below_hi, below_lo = two_sum(a.hi, a.lo - reach)
+    above_hi, above_lo = two_sum(a.hi, a.lo + reach)
+    below = nearest(below_hi, below_lo, a.exponent, form)
+    return below, below == nearest(above_hi, above_lo, a.exponent, form)
+
+
+# ---- sums ------------------------------------------------------------------------------------------------------------
+#
+# Loops run over tiles of LANES elements, and what a loop writes is one array in parts, so that LLVM knows trip counts
+# and distances and vectorises. Tensors are padded with their pivot to whole tiles, that is with t = 0.
+
+FAR, INFINITE = 1, 2
+"""What a tensor may be: with exponents far from 0, with elements that are no number."""
 
 
 @jit
-def dot(a: Vector, b: Vector, wide: bool) -> Number:
-    """Return Σ a_i·b_i of vectors without rests."""
-    if a.scale == 0 and b.scale == 0:
-        return block_sum(a.data, a.shift, b.data, b.shift, WIDE if wide else PLAIN)
-    terms = np.empty((a.raw.size, 3))
-    for i in range(a.raw.size):
-        write(terms, i, multiply(far_element(a, i), far_element(b, i)))
-    return tree_sum(terms)
+def choose_pivot(data: Floats) -> float:
+    """Return a number among the data, near their mean by a sample, and with few digits where the sample allows.
+
+    Few digits keep differences and products of short data exact, and so their zeros and ties decidable.
+    """
+    first = data[0]
+    low, high, total, count = first, first, 0.0, 0
+    for i in range(0, data.size, max(data.size // 16, 1)):
+        low = min(low, data[i])
+        high = max(high, data[i])
+        total += data[i]
+        count += 1
+    if low == high:
+        return first if first - first == 0.0 else 0.0
+    grid = math.ldexp(1.0, math.frexp(high - low)[1] - 5)
+    pivot = first
+    if grid > 2.0**-900:
+        pivot = float(np.rint(total / count / grid)) * grid
+    return pivot if pivot - pivot == 0.0 else 0.0
 
 
 @jit
-def covariance(a: Vector, b: Vector, wide: bool) -> Number:
-    """Return mean(a·b) of two centred vectors: what is left of the shifts is subtracted once, not per element."""
-    mean = divide(dot(a, b, wide), exactly(float(a.data.size)))
-    return subtract(mean, multiply(a.rest, b.rest))
-
-
-# ---- the sweep that writes -------------------------------------------------------------------------------------------
-
-
-@jit
-def accumulate(output: Floats, coefficient: Number, a: Vector, wide: bool) -> None:
-    """Add coefficient·(a.data − a.shift) to the pairs in ``output``."""
-    hi = output[0]
-    lo = output[1]
-    data = a.data
-    k_hi = math.ldexp(coefficient.hi, coefficient.exponent)
-    k_lo = math.ldexp(coefficient.lo, coefficient.exponent)
-    if wide:
-        for i in range(data.size):
-            t, f = two_sum(data[i], -a.shift)
-            t, f = pair_multiply(k_hi, k_lo, t, f)
-            hi[i], lo[i] = pair_add(hi[i], lo[i], t, f)
-    else:
-        for i in range(data.size):
-            hi[i] += k_hi * (data[i] - a.shift)
+def fold(lanes: Floats) -> Ball:
+    """Return the sum of all lanes: sums, their low parts, and errors."""
+    half = LANES // 2
+    while half:
+        for j in range(half):
+            s, e = two_sum(lanes[j], lanes[j + half])
+            t, f = two_sum(lanes[LANES + j], lanes[LANES + j + half])
+            t, g = two_sum(t, e)
+            lanes[j] = s
+            lanes[LANES + j] = t
+            lanes[2 * LANES + j] += lanes[2 * LANES + j + half] + (abs(f) + abs(g))
+        half //= 2
+    return ball(lanes[0], lanes[LANES], lanes[2 * LANES] * (1.0 + 2.0**-10), 0)
 
 
 @jit
-def keep_far(output: Floats, i: int, value: Number) -> None:
-    """Put a Number into an output of pairs; what binary64 cannot hold as a pair is rounded here."""
-    if -900 < value.exponent < 1000:
-        output[0, i] = math.ldexp(value.hi, value.exponent)
-        output[1, i] = math.ldexp(value.lo, value.exponent)
-    else:
-        output[0, i] = to_binary64(value.hi, value.lo, value.exponent, False)
-        output[1, i] = 0.0
+def add_tile(lanes: Floats, data: Floats, pivot: float) -> None:
+    """Add z − p to the lanes, and keep the smallest and largest magnitudes but 0."""
+    for j in range(LANES):
+        hi, lo = two_sum(data[j], -pivot)
+        s, e = two_sum(lanes[j], hi)
+        r, f = two_sum(lanes[LANES + j], e)
+        r, g = two_sum(r, lo)
+        lanes[j] = s
+        lanes[LANES + j] = r
+        lanes[2 * LANES + j] += abs(f) + abs(g)
+        hi = abs(hi)
+        lo = abs(lo)
+        lanes[4 * LANES + j] = hi if hi > lanes[4 * LANES + j] else lanes[4 * LANES + j]
+        hi = hi if hi != 0.0 else np.inf
+        lo = lo if lo != 0.0 else np.inf
+        hi = lo if lo < hi else hi
+        lanes[3 * LANES + j] = hi if hi < lanes[3 * LANES + j] else lanes[3 * LANES + j]
+
+
+@jit
+def total_of(data: Floats, m: int, pivot: float) -> tuple[Ball, int]:
+    """Pad the data with the pivot; return Σ (z − p) and what the tensor is (`FAR`, `INFINITE`)."""
+    data[m:] = pivot
+    lanes = np.zeros(5 * LANES)
+    lanes[3 * LANES : 4 * LANES] = np.inf
+    for start in range(0, data.size, LANES):
+        add_tile(lanes, data[start : start + LANES], pivot)
+    smallest, largest = lanes[3 * LANES : 4 * LANES].min(), lanes[4 * LANES :].max()
+    total = fold(lanes)
+    # Where anything was not finite, neither is the sum.
+    if total.hi == total.hi and largest <= 2.0**COMFORT and smallest >= 2.0**-COMFORT:
+        return total, 0
+    total = exactly(0.0)
+    for i in range(m):
+        total = add(total, element(data, pivot, i))
+        if total.hi != total.hi:
+            return total, FAR | INFINITE
+    return total, FAR
+
+
+@jit
+def element(data: Floats, pivot: float, i: int) -> Ball:
+    """Return z_i − p."""
+    return subtract(exactly(data[i]), exactly(pivot))
+
+
+@jit
+def product_tile(lanes: Floats, a: Floats, a_pivot: float, b: Floats, b_pivot: float) -> None:
+    """Add products of pairs to the lanes."""
+    for j in range(LANES):
+        a_hi, a_lo = two_sum(a[j], -a_pivot)
+        b_hi, b_lo = two_sum(b[j], -b_pivot)
+        p, q = two_product(a_hi, b_hi)
+        cross = a_hi * b_lo + a_lo * b_hi
+        s, e = two_sum(lanes[j], p)
+        r, f = two_sum(lanes[LANES + j], e)
+        r, g = two_sum(r, q)
+        r, h = two_sum(r, cross)
+        lanes[j] = s
+        lanes[LANES + j] = r
+        lost = abs(p) if a_lo != 0.0 or b_lo != 0.0 else 0.0
+        lanes[2 * LANES + j] += (abs(f) + abs(g)) + (abs(h) + 8.0 * W * W * lost)
+
+
+@jit
+def dot(a: Floats, a_pivot: float, b: Floats, b_pivot: float) -> Ball:
+    """Return Σ (a − p)(b − q) of near tensors."""
+    lanes = np.zeros(3 * LANES)
+    for start in range(0, a.size, LANES):
+        product_tile(lanes, a[start : start + LANES], a_pivot, b[start : start + LANES], b_pivot)
+    return fold(lanes)
+
+
+@jit
+def far_dot(a: Floats, a_pivot: float, b: Floats, b_pivot: float, m: int) -> Ball:
+    """Return Σ (a − p)(b − q) of any tensors."""
+    total = exactly(0.0)
+    for i in range(m):
+        total = add(total, multiply(element(a, a_pivot, i), element(b, b_pivot, i)))
+        if total.hi != total.hi:
+            break
+    return total
+
+
+# ---- combinations ----------------------------------------------------------------------------------------------------
+
+
+@jit
+def add_plain(sums: Floats, k_hi: float, weight: float, data: Floats, pivot: float) -> None:
+    """Add k·t to sums, and weight·|t| to their errors."""
+    for j in range(LANES):
+        t = data[j] - pivot
+        sums[j] += k_hi * t
+        sums[2 * LANES + j] += weight * abs(t)
+
+
+@jit
+def add_pairs(sums: Floats, k_hi: float, k_lo: float, weight: float, data: Floats, pivot: float) -> None:
+    """Add k·t to sums of pairs, and weight·|t| to their errors."""
+    for j in range(LANES):
+        t_hi, t_lo = two_sum(data[j], -pivot)
+        p, e = two_product(k_hi, t_hi)
+        e += k_hi * t_lo + k_lo * t_hi
+        s, f = two_sum(sums[j], p)
+        s, f = two_sum(s, f + (sums[LANES + j] + e))
+        sums[j] = s
+        sums[LANES + j] = f
+        sums[2 * LANES + j] += weight * abs(t_hi)
+
+
+@jit
+def decide_binary64(sums: Floats, out: Floats, sure: Bools) -> int:
+    """Round pairs to binary64, where their errors allow; return how many are left."""
+    left = 0
+    for j in range(LANES):
+        hi, lo, err = sums[j], sums[LANES + j], sums[2 * LANES + j]
+        below = hi + (lo - err)
+        above = hi + (lo + err)
+        fine = below == above and (below != 0.0 or err == 0.0)
+        out[j] = below + 0.0  # (R4): not −0
+        sure[j] = fine
+        left += not fine
+    return left
+
+
+@jit
+def narrowed(value: float, form: Target, magic: float, smallest: float) -> float:
+    """Round a number to a narrow format, to nearest even."""
+    # A sum with 1.5·2^(e + 53 − p) has its last bit where the format has it.
+    own = float(np.int64(np.float64(value).view(np.int64) & 0x7FF0000000000000).view(np.float64))
+    power = own if own > smallest else smallest
+    result = (value + power * magic) - power * magic
+    return result if abs(result) <= form.largest else math.copysign(np.inf, value)
+
+
+@jit
+def decide_narrow(sums: Floats, form: Target, out: Floats, sure: Bools) -> int:
+    """Round pairs to a narrow format, where their errors allow; return how many are left."""
+    magic, smallest = math.ldexp(1.5, 53 - form.precision), math.ldexp(1.0, form.emin)
+    left = 0
+    for j in range(LANES):
+        reach = (sums[2 * LANES + j] + abs(sums[LANES + j])) + 2.0 * W * abs(sums[j])
+        low = sums[j] - reach
+        high = sums[j] + reach
+        below = narrowed(low, form, magic, smallest)
+        above = narrowed(high, form, magic, smallest)
+        fine = below == above and (low >= 0.0 or high < 0.0)
+        out[j] = math.copysign(below, low + 0.0)
+        sure[j] = fine
+        left += not fine
+    return left
+
+
+@jit
+def is_applicable(a: Ball, reach: int) -> bool:
+    """Return whether a coefficient can be applied as a pair of binary64 numbers."""
+    if a.hi == 0.0 and a.err == 0.0:
+        return True
+    return 2.0**-reach <= math.ldexp(abs(a.hi) + a.err, a.exponent) <= 2.0**reach
+
+
+@jit
+def as_row(a: Ball) -> tuple[float, float, float, float]:
+    """Return hi, lo, and the errors per unit of the two fast rungs."""
+    hi, lo, err = math.ldexp(a.hi, a.exponent), math.ldexp(a.lo, a.exponent), math.ldexp(a.err, a.exponent)
+    more = 1.0 + 2.0**-40
+    return hi, lo, (8.0 * W * abs(hi) + (abs(lo) + err)) * more, (64.0 * W * W * abs(hi) + err) * more
 
 
 @jit
 def combine(
-    output: Floats,
-    wide: bool,
-    constant: Number,
-    k_a: Number,
-    a: Vector,
-    k_b: Number | None = None,
-    b: Vector | None = None,
-    k_c: Number | None = None,
-    c: Vector | None = None,
-) -> None:
-    """Write constant + k_a·a + k_b·b + k_c·c, element by element in Numbers if an exponent is far from 0."""
-    far = is_far(k_a, a)
-    constant = subtract(constant, multiply(k_a, a.rest))
-    if k_b is not None and b is not None:
-        far |= is_far(k_b, b)
-        constant = subtract(constant, multiply(k_b, b.rest))
-    if k_c is not None and c is not None:
-        far |= is_far(k_c, c)
-        constant = subtract(constant, multiply(k_c, c.rest))
-    far |= abs(constant.exponent) > COEFFICIENT_COMFORT + COMFORT
-    if far:
-        for i in range(a.data.size):
-            value = add(constant, multiply(k_a, far_element(a, i)))
-            if k_b is not None and b is not None:
-                value = add(value, multiply(k_b, far_element(b, i)))
-            if k_c is not None and c is not None:
-                value = add(value, multiply(k_c, far_element(c, i)))
-            keep_far(output, i, value)
-        return
-    output[0] = math.ldexp(constant.hi, constant.exponent)
-    output[1] = math.ldexp(constant.lo, constant.exponent) if wide else 0.0
-    accumulate(output, k_a, a, wide)
-    if k_b is not None and b is not None:
-        accumulate(output, k_b, b, wide)
-    if k_c is not None and c is not None:
-        accumulate(output, k_c, c, wide)
+    combination: Ints,
+    registers: Floats,
+    m: int,
+    data: Floats,
+    pivots: Floats,
+    kinds: Ints,
+    form: Target,
+    out: Floats,
+) -> bool:
+    """Write F·(A_0 + Σ A_k·t_k)/D + B, rounded once; return whether every element is decided."""
+    count = data.shape[0]
+    factor, divisor = read(registers, combination[FACTOR]), read(registers, combination[DIVISOR])
+    offset, constant = read(registers, combination[OFFSET]), read(registers, combination[CONSTANT])
+    scale = divide(factor, divisor)
+    centre = add(multiply(scale, constant), offset)
+    near = is_applicable(centre, REACH + COMFORT)
+    finite = centre.hi == centre.hi
+    rows = np.zeros((count, 4))
+    for k in range(count):
+        if combination[TERMS + k] < 0:
+            continue
+        a = multiply(scale, read(registers, combination[TERMS + k]))
+        finite = finite and a.hi == a.hi
+        used = a.hi != 0.0 or a.err != 0.0 or kinds[k] & INFINITE != 0
+        near = near and (not used or (kinds[k] == 0 and is_applicable(a, REACH)))
+        rows[k, 0], rows[k, 1], rows[k, 2], rows[k, 3] = as_row(a)
+    if not finite:
+        out[:m] = np.nan
+        return True
+    c_hi, c_lo, c_plain, c_pairs = as_row(centre)
+    sums = np.empty(3 * LANES)
+    sure = np.zeros(LANES, np.bool_)
+    for start in range(0, m, LANES):
+        stop = start + LANES
+        into = out[start:stop]
+        left = LANES
+        if near and form.precision < 53:
+            sums[:LANES] = c_hi
+            sums[LANES : 2 * LANES] = 0.0
+            sums[2 * LANES :] = c_plain
+            for k in range(count):
+                if rows[k, 2] != 0.0:
+                    add_plain(sums, rows[k, 0], rows[k, 2], data[k, start:stop], pivots[k])
+            left = decide_narrow(sums, form, into, sure)
+        if near and left:
+            sums[:LANES] = c_hi
+            sums[LANES : 2 * LANES] = c_lo
+            sums[2 * LANES :] = c_pairs
+            for k in range(count):
+                if rows[k, 2] != 0.0:
+                    add_pairs(sums, rows[k, 0], rows[k, 1], rows[k, 3], data[k, start:stop], pivots[k])
+            if form.precision < 53:
+                left = decide_narrow(sums, form, into, sure)
+            else:
+                left = decide_binary64(sums, into, sure)
+        if left == 0:
+            continue
+        for j in range(min(LANES, m - start)):
+            if not sure[j]:
+                total = constant
+                for k in range(count):
+                    if combination[TERMS + k] >= 0:
+                        term = element(data[k], pivots[k], start + j)
+                        total = add(total, multiply(read(registers, combination[TERMS + k]), term))
+                into[j], fine = round_ball(add(divide(multiply(factor, total), divisor), offset), form)
+                if not fine:
+                    return False
+    return True
 
 
 @jit
-def is_far(coefficient: Number, a: Vector) -> bool:
-    """Return whether coefficient·a needs more than binary64's exponents."""
-    return a.scale != 0 or abs(coefficient.exponent) > COEFFICIENT_COMFORT
+def channel(
+    m: int,
+    numbers: Floats,
+    first_number: int,
+    pivot_registers: Ints,
+    first_sum: int,
+    pairs: Ints,
+    program: Ints,
+    combinations: Ints,
+    vectors: Ints,
+    formats: Floats,
+    registers: Floats,
+    data: Floats,
+    out: Floats,
+    rounded: Floats,
+) -> bool:
+    """Compute one channel of a pass, and return whether every result is decided.
 
-
-# ---- the passes ------------------------------------------------------------------------------------------------------
-#
-# Labels such as (B3) are the equations of `refbn.reference`.
-
-
-class Channel(NamedTuple):
-    """One channel of one call, packed.
-
-    wide: whether vectors are computed in pairs. state (4, 3): Numbers. parameters: the channel's scalars. inputs
-    (n, m): its tensors. outputs (n, 2, m): its tensors as pairs.
-    sums (n, 3): its scalar results, as Numbers.
+    Parameters
+    ----------
+    m : int
+        The number of elements.
+    numbers : (n,)
+        The channel's numbers; they go to the registers from ``first_number`` on.
+    pivot_registers : (k,)
+        Where each tensor's pivot stands; if negative, the complement of where to put the one that is chosen here.
+    first_sum, pairs : int, (p, 2)
+        The registers from ``first_sum`` on take the sums of the k tensors, then the dot products of the pairs.
+    program, combinations, vectors : (s, 4), (o, 4 + k), (v,)
+        As `solve` and `combine` want them; the registers of vector results.
+    formats : (o + v, 4)
+        Of every result, as `target` wants them.
+    registers : (r, 4)
+        Balls.
+    data, out : (k, M), (o, M)
+        The tensors and the tensor results; m of M elements count, and M is a multiple of `LANES`.
+    rounded : (v,)
+        The vector results.
     """
-
-    wide: bool
-    state: Floats
-    parameters: Floats
-    inputs: Floats
-    outputs: Floats
-    sums: Floats
-
-
-@jit
-def given(channel: Channel, place: int) -> Number:
-    """Return a parameter of the channel."""
-    return exactly(channel.parameters[place])
-
-
-@jit
-def forward(channel: Channel) -> None:
-    """Parameters gamma, beta, eps; input x; output y; sums mean, var, invstd.
-
-    The statistics are always wide, because they are kept for passes whose formats are not known yet.
-    """
-    gamma, beta = given(channel, 0), given(channel, 1)
-    d = centred(channel.inputs[0])  # (S1, S2)
-    var = covariance(d, d, True)  # (S3)
-    invstd = standardize(channel, d.point, d.rest, var, channel.parameters[2])
-    write(channel.sums, 0, add(d.point, d.rest))
-    write(channel.sums, 1, var)
-    combine(channel.outputs[0], channel.wide, beta, multiply(gamma, invstd), d)  # (S5, F1)
-
-
-@jit
-def standardize(channel: Channel, shift: Number, rest: Number, var: Number, eps: float) -> Number:
-    """Keep the statistics, make invstd the last of the sums, and return it, as NaN if q = 0."""
-    q = add(var, exactly(eps))
-    invstd = inverse_root(q)  # (S4)
-    write(channel.state, SHIFT, shift)
-    write(channel.state, REST, rest)
-    write(channel.state, VAR, var)
-    write(channel.state, INVSTD, invstd)
-    last = channel.sums.shape[0] - 1
-    write(channel.sums, last, invstd)
-    if q.hi == 0.0:
-        channel.sums[last, 0] = np.inf  # (R2)
-        channel.sums[last, 1] = 0.0
-    return invstd
-
-
-@jit
-def backward(channel: Channel) -> None:
-    """Parameter gamma; inputs x, dy; output dx; sums dgamma, dbeta."""
-    gamma, r = given(channel, 0), read(channel.state, INVSTD)
-    d = restored(channel.inputs[0], channel.state)
-    g = centred(channel.inputs[1])
-    count = exactly(float(g.data.size))
-    mean_xg = multiply(r, covariance(d, g, channel.wide))
-    write(channel.sums, 0, multiply(count, mean_xg))  # (B4)
-    write(channel.sums, 1, sum_of_centred(g))  # (B5)
-    k_g = multiply(gamma, r)
-    k_d = negative(multiply(multiply(k_g, mean_xg), r))
-    combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_d, d)  # (B3, P1)
-
-
-@jit
-def sum_of_centred(a: Vector) -> Number:
-    """Return the sum that `centred` took the mean of."""
-    mean = add(scaled(exactly(a.shift), a.scale), a.rest)
-    return multiply(exactly(float(a.data.size)), mean)
-
-
-@jit
-def jvp(channel: Channel) -> None:
-    """Parameters gamma, gamma_dot, beta_dot; inputs x, x_dot; output y_dot."""
-    d = restored(channel.inputs[0], channel.state)
-    u = centred(channel.inputs[1])
-    tangent(channel, d, u, covariance(d, u, channel.wide), channel.outputs[0])  # (J5)
-
-
-@jit
-def tangent(channel: Channel, d: Vector, u: Vector, mean_du: Number, output: Floats) -> None:
-    """Write γ·r·P u + γ̇·x̂ + β̇ for the parameters γ, γ̇, β̇."""
-    gamma, gamma_dot, beta_dot = given(channel, 0), given(channel, 1), given(channel, 2)
-    r = read(channel.state, INVSTD)
-    k_u = multiply(gamma, r)
-    k_d = multiply(r, subtract(gamma_dot, multiply(k_u, multiply(r, mean_du))))
-    combine(output, channel.wide, beta_dot, k_u, u, k_d, d)
-
-
-@jit
-def double_backward(channel: Channel) -> None:
-    """Parameters gamma, ddgamma, ddbeta; inputs x, dy, ddx; outputs dx, ddy; sum dgamma."""
-    d = restored(channel.inputs[0], channel.state)
-    g = centred(channel.inputs[1])
-    u = centred(channel.inputs[2])
-    mean_du = covariance(d, u, channel.wide)
-    second_order(channel, d, g, u, mean_du)  # (D3, D5)
-    tangent(channel, d, u, mean_du, channel.outputs[1])  # (D2)
-
-
-@jit
-def hvp(channel: Channel) -> None:
-    """Parameters gamma, gamma_dot; inputs x, dy, x_dot; output dx; sums dgamma, dbeta."""
-    d = restored(channel.inputs[0], channel.state)
-    g = centred(channel.inputs[1])
-    u = centred(channel.inputs[2])
-    mean_du = covariance(d, u, channel.wide)
-    second_order(channel, d, g, u, mean_du)  # (H1, H2)
-    write(channel.sums, 1, ZERO)  # (H3)
-
-
-@jit
-def second_order(channel: Channel, d: Vector, g: Vector, u: Vector, mean_du: Number) -> None:
-    """Write K(u, g) + γ̇·r·P g for the parameters γ, γ̇, and the first sum r·Σ u·P g."""
-    gamma, gamma_dot = given(channel, 0), given(channel, 1)
-    r = read(channel.state, INVSTD)
-    mean_xu = multiply(r, mean_du)
-    mean_xg = multiply(r, covariance(d, g, channel.wide))
-    mean_upg = subtract(covariance(u, g, channel.wide), multiply(mean_xu, mean_xg))  # (P6)
-    write(channel.sums, 0, multiply(exactly(float(d.data.size)), multiply(r, mean_upg)))
-    gamma_r = multiply(gamma, r)
-    # (D5): k_g·P g + k_u·P u + k_x·x̂; then P's own share of x̂, by (P1).
-    k_g = multiply(r, subtract(gamma_dot, multiply(gamma_r, mean_xu)))
-    k_u = negative(multiply(r, multiply(gamma_r, mean_xg)))
-    k_x = negative(multiply(r, multiply(gamma_r, mean_upg)))
-    k_x = subtract(subtract(k_x, multiply(k_g, mean_xg)), multiply(k_u, mean_xu))
-    combine(channel.outputs[0], channel.wide, ZERO, k_g, g, k_u, u, multiply(k_x, r), d)
-
-
-@jit
-def inference(channel: Channel) -> None:
-    """Parameters mean, var, gamma, beta, eps; input x; output y; sum invstd."""
-    mean, var = given(channel, 0), given(channel, 1)
-    gamma, beta = given(channel, 2), given(channel, 3)
-    r = standardize(channel, mean, ZERO, var, channel.parameters[4])
-    k_d = multiply(gamma, r)
-    combine(channel.outputs[0], channel.wide, beta, k_d, about(channel.inputs[0], mean))  # (I1)
-
-
-@jit
-def inference_backward(channel: Channel) -> None:
-    """Parameter gamma; inputs x, dy; output dx; sums dgamma, dbeta, dmean, dvar."""
-    gamma, r = given(channel, 0), read(channel.state, INVSTD)
-    d = about(channel.inputs[0], read(channel.state, SHIFT))
-    g = uncentred(channel.inputs[1])
-    gamma_r = multiply(gamma, r)
-    sum_g = total(g)
-    sum_xg = multiply(r, dot(d, g, channel.wide))
-    half_r2 = multiply(HALF, multiply(r, r))
-    write(channel.sums, 0, sum_xg)  # (I7)
-    write(channel.sums, 1, sum_g)  # (I8)
-    write(channel.sums, 2, negative(multiply(gamma_r, sum_g)))  # (I5)
-    write(channel.sums, 3, negative(multiply(multiply(gamma, half_r2), sum_xg)))  # (I6)
-    combine(channel.outputs[0], channel.wide, ZERO, gamma_r, g)  # (I4)
-
-
-@jit
-def inference_jvp(channel: Channel) -> None:
-    """Parameters gamma, mean_dot, var_dot, gamma_dot, beta_dot; inputs x, x_dot; output y_dot."""
-    d = about(channel.inputs[0], read(channel.state, SHIFT))
-    u = about(channel.inputs[1], given(channel, 1))
-    frozen_tangent(channel, d, u, channel.outputs[0])  # (I3)
-
-
-@jit
-def frozen_tangent(channel: Channel, d: Vector, u: Vector, output: Floats) -> None:
-    """Write γ·x̂˙ + γ̇·x̂ + β̇ for u = ẋ − μ̇ and the parameters γ, μ̇, v̇, γ̇, β̇."""
-    gamma, var_dot, gamma_dot = given(channel, 0), given(channel, 2), given(channel, 3)
-    r = read(channel.state, INVSTD)
-    k_u = multiply(gamma, r)  # (I2)
-    half_r2 = multiply(HALF, multiply(r, r))
-    k_d = multiply(r, subtract(gamma_dot, multiply(multiply(gamma, half_r2), var_dot)))
-    combine(output, channel.wide, given(channel, 4), k_u, u, k_d, d)
-
-
-@jit
-def inference_double_backward(channel: Channel) -> None:
-    """Parameters gamma, ddmean, ddvar, ddgamma, ddbeta; inputs x, dy, ddx.
-
-    Outputs dx, ddy; sums dgamma, dmean, dvar.
-    """
-    d = about(channel.inputs[0], read(channel.state, SHIFT))
-    u = about(channel.inputs[2], given(channel, 1))
-    frozen_second_order(channel, d, u)  # (I14)
-    frozen_tangent(channel, d, u, channel.outputs[1])  # (I13)
-
-
-@jit
-def inference_hvp(channel: Channel) -> None:
-    """Parameters gamma, mean_dot, var_dot, gamma_dot; inputs x, dy, x_dot.
-
-    Output dx; sums dgamma, dmean, dvar, dbeta.
-    """
-    d = about(channel.inputs[0], read(channel.state, SHIFT))
-    u = about(channel.inputs[2], given(channel, 1))
-    frozen_second_order(channel, d, u)
-    write(channel.sums, 3, ZERO)  # (I11)
-
-
-@jit
-def frozen_second_order(channel: Channel, d: Vector, u: Vector) -> None:
-    """Write dx˙ and the sums dγ˙, dμ˙, dv˙ for u = ẋ − μ̇ and the parameters γ, μ̇, v̇, γ̇."""
-    gamma, var_dot, gamma_dot = given(channel, 0), given(channel, 2), given(channel, 3)
-    r = read(channel.state, INVSTD)
-    g = uncentred(channel.inputs[1])
-    half_r2 = multiply(HALF, multiply(r, r))
-    sum_xg = multiply(r, dot(d, g, channel.wide))
-    # Σ dy·x̂˙ by (I2)
-    sum_xdot_g = subtract(multiply(r, dot(u, g, channel.wide)), multiply(multiply(half_r2, var_dot), sum_xg))
-    gamma_v = multiply(multiply(gamma, half_r2), var_dot)  # ½·γ·r²·v̇
-    k_g = multiply(r, subtract(gamma_dot, gamma_v))
-    bracket = add(multiply(subtract(subtract(gamma_dot, gamma_v), gamma_v), sum_xg), multiply(gamma, sum_xdot_g))
-    write(channel.sums, 0, sum_xdot_g)  # (I11)
-    write(channel.sums, 1, negative(multiply(k_g, total(g))))  # (I10)
-    write(channel.sums, 2, negative(multiply(half_r2, bracket)))  # (I12)
-    combine(channel.outputs[0], channel.wide, ZERO, k_g, g)  # (I9)
-
-
-@jit
-def running_update(states: Floats, weights: Floats, factor: Floats, running: Floats, sums: Floats) -> None:
-    """Blend every channel's statistics.
-
-    ``weights`` (2, 3) are those of the new and the old value, ``factor`` (1, 3) turns var into the batch variance;
-    ``running`` (2, G) are the old mean and variance and ``sums`` (2, G, 3) the blends.
-    """
-    for group in range(states.shape[0]):
-        state = states[group]
-        mean = add(read(state, SHIFT), read(state, REST))  # (S1)
-        var = multiply(read(factor, 0), read(state, VAR))  # (S8)
-        write(sums[0], group, blend(weights, mean, running[0, group]))
-        write(sums[1], group, blend(weights, var, running[1, group]))
-
-
-@jit
-def blend(weights: Floats, new: Number, old: float) -> Number:
-    """Return w·new + (1 − w)·old."""
-    return add(multiply(read(weights, 0), new), multiply(read(weights, 1), exactly(old)))  # (S9)
+    for place in range(numbers.size):
+        write(registers, first_number + place, exactly(numbers[place]))
+    count = data.shape[0]
+    pivots = np.zeros(count)
+    kinds = np.zeros(count, np.int64)
+    for k in range(count):
+        place = pivot_registers[k]
+        if place < 0:
+            pivots[k] = choose_pivot(data[k, :m])
+            write(registers, ~place, exactly(pivots[k]))
+        else:
+            pivot = read(registers, place)
+            pivots[k] = math.ldexp(pivot.hi, pivot.exponent)
+        total, kinds[k] = total_of(data[k], m, pivots[k])
+        write(registers, first_sum + k, total)
+    for pair in range(pairs.shape[0]):
+        a, b = pairs[pair, 0], pairs[pair, 1]
+        if kinds[a] | kinds[b]:
+            product = far_dot(data[a], pivots[a], data[b], pivots[b], m)
+        else:
+            product = dot(data[a], pivots[a], data[b], pivots[b])
+        write(registers, first_sum + count + pair, product)
+    solve(program, registers)
+    decided = True
+    for place in range(vectors.size):
+        rounded[place], fine = round_ball(
+            read(registers, vectors[place]), target(formats, combinations.shape[0] + place)
+        )
+        decided = decided and fine
+    for place in range(combinations.shape[0]):
+        form = target(formats, place)
+        decided = decided and combine(combinations[place], registers, m, data, pivots, kinds, form, out[place])
+    return decided

@@ -1,27 +1,35 @@
-"""The Numba backend: the contract of `refbn.backends._contract`, compiled at first use.
+"""The Numba backend: the contract of `refbn.backends._contract`, compiled at first use, every result rounded once.
 
-A channel at a time is packed into contiguous binary64 scratch, goes through one jitted pass of
-`refbn.backends._numba_kernels`, and is rounded once into its place. The scratch is a few vectors of one channel's
-length. Calls that touch binary64 compute in pairs of binary64 numbers, all others in binary64; the error bound is
-proved at the head of the kernels.
+A channel at a time is packed into contiguous binary64 scratch and goes through `_numba_kernels.channel`, which runs the
+pass's program of `_numba_passes` in arithmetic that knows its own error. What it does not decide (an exact tie or
+zero that its pairs of binary64 numbers cannot prove, for the most part) is computed once more by the oracle, whole
+channels at a time.
+
+The kernels need the IEEE 754 arithmetic that Python starts with. Where a thread rounds otherwise or flushes
+subnormal numbers to zero, every pass raises `BackendError` (C23): the oracle converts between formats with the same
+machine arithmetic, so nothing could take over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refbn._formats import BINARY64, Format, format_of, load, round_to
+from refbn import _validate, exact
+from refbn._formats import format_of, load
 from refbn.backends import _numba_kernels as kernels
+from refbn.backends import exact as oracle
+from refbn.backends._numba_passes import PLANS, Plan, as_row
 
 __all__ = [
-    "State",
-    "arithmetic",
+    "Frozen",
+    "Trained",
     "backward",
     "double_backward",
     "forward",
@@ -39,66 +47,76 @@ __all__ = [
 name = "numba"
 
 Array = npt.NDArray[Any]
-Kernel = Callable[[kernels.Channel], None]
+Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """The statistics of one call.
+class Trained:
+    """The state of `forward`.
 
     Attributes
     ----------
-    numbers : ndarray, shape (G, 4, 3)
-        Of each group the shift (the mean rounded to binary64), what the mean is more than that, var and invstd; each
-        as (hi, lo, exponent), which stands for (hi + lo)·2^exponent.
+    eps : float
+        ε.
     count : int
         m.
+    pivot : ndarray, shape (G,)
+        Of each group a number p near its mean.
+    sums : ndarray, shape (G, 2, 4)
+        Σ (x − p) and Σ (x − p)², as rows of balls.
     """
 
-    numbers: npt.NDArray[np.float64]
+    eps: float
     count: int
+    pivot: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
 
 
-def arithmetic(formats: Iterable[Format]) -> tuple[float, int]:
-    """Return what the error bound needs to know of a call.
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The state of `inference`.
 
-    Parameters
+    Attributes
     ----------
-    formats : iterable of Format
-        The formats of all tensors and vectors of the call, outputs included.
-
-    Returns
-    -------
-    u : float
-        The unit roundoff of the arithmetic.
-    depth : int
-        The number of additions, each with a relative error of at most u, that one summand of a mean passes through
-        at most.
+    eps : float
+        ε.
+    mean, var : ndarray
+        The statistics in binary64, infinities as NaN.
     """
-    return (2.0**-102, 64) if BINARY64 in formats else (2.0**-53, 1)
+
+    eps: float
+    mean: npt.NDArray[np.float64]
+    var: npt.NDArray[np.float64]
 
 
 def forward(
     x: Array, gamma: Array, beta: Array, eps: float, *, y: Array, mean: Array, var: Array, invstd: Array
-) -> State:
+) -> Trained:
     """Normalise with the statistics of x; see the contract."""
-    state = _new_state(x)
-    _run(kernels.forward, state, (gamma, beta), (x,), (y,), (mean, var, invstd), eps)
-    return state
+    inputs, outputs = {"x": x, "gamma": gamma, "beta": beta}, {"y": y, "mean": mean, "var": var, "invstd": invstd}
+    undecided, statistics = _run(PLANS["forward"], eps, inputs, outputs)
+    if undecided:
+        _ask("forward", undecided, outputs, **_chosen(inputs, undecided), eps=eps)
+    pivot = np.ldexp(statistics[:, 0, 0], statistics[:, 0, 3].astype(np.int64))
+    return Trained(eps, prod(x.shape[1:]), pivot, statistics[:, 1:])
 
 
-def backward(state: State, x: Array, gamma: Array, dy: Array, *, dx: Array, dgamma: Array, dbeta: Array) -> None:
+def backward(state: Trained, x: Array, gamma: Array, dy: Array, *, dx: Array, dgamma: Array, dbeta: Array) -> None:
     """Pull dy back through `forward`; see the contract."""
-    _run(kernels.backward, state, (gamma,), (x, dy), (dx,), (dgamma, dbeta))
+    inputs = {"x": x, "gamma": gamma, "dy": dy}
+    _train("backward", state, inputs, {"dx": dx, "dgamma": dgamma, "dbeta": dbeta})
 
 
-def jvp(state: State, x: Array, gamma: Array, x_dot: Array, gamma_dot: Array, beta_dot: Array, *, y_dot: Array) -> None:
+def jvp(
+    state: Trained, x: Array, gamma: Array, x_dot: Array, gamma_dot: Array, beta_dot: Array, *, y_dot: Array
+) -> None:
     """Push a tangent forward through `forward`; see the contract."""
-    _run(kernels.jvp, state, (gamma, gamma_dot, beta_dot), (x, x_dot), (y_dot,))
+    inputs = {"x": x, "gamma": gamma, "x_dot": x_dot, "gamma_dot": gamma_dot, "beta_dot": beta_dot}
+    _train("jvp", state, inputs, {"y_dot": y_dot})
 
 
 def double_backward(
-    state: State,
+    state: Trained,
     x: Array,
     gamma: Array,
     dy: Array,
@@ -111,11 +129,12 @@ def double_backward(
     dgamma: Array,
 ) -> None:
     """Pull (ddx, ddgamma, ddbeta) back through `backward`; see the contract."""
-    _run(kernels.double_backward, state, (gamma, ddgamma, ddbeta), (x, dy, ddx), (dx, ddy), (dgamma,))
+    inputs = {"x": x, "gamma": gamma, "dy": dy, "ddx": ddx, "ddgamma": ddgamma, "ddbeta": ddbeta}
+    _train("double_backward", state, inputs, {"ddy": ddy, "dx": dx, "dgamma": dgamma})
 
 
 def hvp(
-    state: State,
+    state: Trained,
     x: Array,
     gamma: Array,
     dy: Array,
@@ -127,11 +146,12 @@ def hvp(
     dbeta: Array,
 ) -> None:
     """Push a tangent through `backward` at fixed dy; see the contract."""
-    _run(kernels.hvp, state, (gamma, gamma_dot), (x, dy, x_dot), (dx,), (dgamma, dbeta))
+    inputs = {"x": x, "gamma": gamma, "dy": dy, "x_dot": x_dot, "gamma_dot": gamma_dot}
+    _train("hvp", state, inputs, {"dx": dx, "dgamma": dgamma, "dbeta": dbeta})
 
 
 def running_update(
-    state: State,
+    state: Trained,
     x: Array,
     momentum: Fraction,
     weighs_new: bool,
@@ -144,30 +164,35 @@ def running_update(
 ) -> None:
     """Blend the batch statistics into running ones; see the contract."""
     weight = momentum if weighs_new else 1 - momentum
-    factor = Fraction(state.count, state.count - 1) if unbiased else Fraction(1)
-    sums = np.empty((2, len(state.numbers), 3))
-    kernels.running_update(
-        state.numbers,
-        np.array([_number(weight), _number(1 - weight)]),
-        np.array([_number(factor)]),
-        np.array([load(running_mean), load(running_var)]),
-        sums,
-    )
-    _store_vector(sums[0], out_mean)
-    _store_vector(sums[1], out_var)
+    scale = state.count * (state.count - unbiased)
+    weights = [weight.numerator, weight.denominator - weight.numerator, weight.denominator, scale]
+    kept = np.empty((len(state.pivot), 6, 4))
+    kept[:, :2] = state.sums
+    kept[:, 2:] = [as_row(number) for number in weights]
+    old = {"running_mean": running_mean, "running_var": running_var}
+    outputs = {"out_mean": out_mean, "out_var": out_var}
+    plan = PLANS["running_update"]
+    undecided, _ = _run(plan, state.eps, {**old, "pivot": state.pivot}, outputs, kept, state.count)
+    if undecided:
+        given = _chosen({**old, "x": x}, undecided)
+        given |= {"momentum": momentum, "weighs_new": weighs_new, "unbiased": unbiased}
+        _ask("running_update", undecided, outputs, _statistics(given["x"], state.eps), **given)
 
 
 def inference(
     x: Array, mean: Array, var: Array, gamma: Array, beta: Array, eps: float, *, y: Array, invstd: Array
-) -> State:
+) -> Frozen:
     """Normalise with given statistics; see the contract."""
-    state = _new_state(x)
-    _run(kernels.inference, state, (mean, var, gamma, beta), (x,), (y,), (invstd,), eps)
-    return state
+    inputs = {"x": x, "mean": mean, "var": var, "gamma": gamma, "beta": beta}
+    outputs = {"y": y, "invstd": invstd}
+    undecided, _ = _run(PLANS["inference"], eps, inputs, outputs)
+    if undecided:
+        _ask("inference", undecided, outputs, **_chosen(inputs, undecided), eps=eps)
+    return Frozen(eps, load(mean), load(var))
 
 
 def inference_backward(
-    state: State,
+    state: Frozen,
     x: Array,
     gamma: Array,
     dy: Array,
@@ -179,11 +204,12 @@ def inference_backward(
     dvar: Array,
 ) -> None:
     """Pull dy back through `inference`; see the contract."""
-    _run(kernels.inference_backward, state, (gamma,), (x, dy), (dx,), (dgamma, dbeta, dmean, dvar))
+    outputs = {"dx": dx, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
+    _freeze("inference_backward", state, {"x": x, "gamma": gamma, "dy": dy}, outputs)
 
 
 def inference_jvp(
-    state: State,
+    state: Frozen,
     x: Array,
     gamma: Array,
     x_dot: Array,
@@ -195,12 +221,13 @@ def inference_jvp(
     y_dot: Array,
 ) -> None:
     """Push a tangent forward through `inference`; see the contract."""
-    parameters = (gamma, mean_dot, var_dot, gamma_dot, beta_dot)
-    _run(kernels.inference_jvp, state, parameters, (x, x_dot), (y_dot,))
+    inputs = {"x": x, "gamma": gamma, "x_dot": x_dot, "mean_dot": mean_dot, "var_dot": var_dot}
+    inputs |= {"gamma_dot": gamma_dot, "beta_dot": beta_dot}
+    _freeze("inference_jvp", state, inputs, {"y_dot": y_dot})
 
 
 def inference_double_backward(
-    state: State,
+    state: Frozen,
     x: Array,
     gamma: Array,
     dy: Array,
@@ -217,13 +244,14 @@ def inference_double_backward(
     dvar: Array,
 ) -> None:
     """Pull (ddx, ddmean, ddvar, ddgamma, ddbeta) back through `inference_backward`; see the contract."""
-    parameters = (gamma, ddmean, ddvar, ddgamma, ddbeta)
-    sums = (dgamma, dmean, dvar)
-    _run(kernels.inference_double_backward, state, parameters, (x, dy, ddx), (dx, ddy), sums)
+    inputs = {"x": x, "gamma": gamma, "dy": dy, "ddx": ddx, "ddmean": ddmean, "ddvar": ddvar}
+    inputs |= {"ddgamma": ddgamma, "ddbeta": ddbeta}
+    outputs = {"ddy": ddy, "dx": dx, "dgamma": dgamma, "dmean": dmean, "dvar": dvar}
+    _freeze("inference_double_backward", state, inputs, outputs)
 
 
 def inference_hvp(
-    state: State,
+    state: Frozen,
     x: Array,
     gamma: Array,
     dy: Array,
@@ -239,58 +267,137 @@ def inference_hvp(
     dvar: Array,
 ) -> None:
     """Push a tangent through `inference_backward` at fixed dy; see the contract."""
-    parameters = (gamma, mean_dot, var_dot, gamma_dot)
-    _run(kernels.inference_hvp, state, parameters, (x, dy, x_dot), (dx,), (dgamma, dmean, dvar, dbeta))
+    inputs = {"x": x, "gamma": gamma, "dy": dy, "x_dot": x_dot, "mean_dot": mean_dot, "var_dot": var_dot}
+    outputs = {"dx": dx, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
+    _freeze("inference_hvp", state, {**inputs, "gamma_dot": gamma_dot}, outputs)
 
 
-# ---- between the contract and a kernel -------------------------------------------------------------------------------
+# ---- between the contract and the kernels ----------------------------------------------------------------------------
+
+_PROBE = np.array([2.0**-1074, 2.0**-1022, 2.0**60, 0.5, 1.0, 2.0**-53, 2.0**-52])
 
 
-def _new_state(x: Array) -> State:
-    return State(np.zeros((len(x), 4, 3)), int(np.prod(x.shape[1:], dtype=np.int64)))
+def _train(name: str, state: Trained, inputs: Arrays, outputs: Arrays) -> None:
+    """Run a derivative pass of `forward`."""
+    undecided, _ = _run(PLANS[name], state.eps, {**inputs, "pivot": state.pivot}, outputs, state.sums[:, 1:])
+    if undecided:
+        given = _chosen(inputs, undecided)
+        _ask(name, undecided, outputs, _statistics(given["x"], state.eps), **given)
+
+
+def _freeze(name: str, state: Frozen, inputs: Arrays, outputs: Arrays) -> None:
+    """Run a derivative pass of `inference`."""
+    statistics = {"mean": state.mean, "var": state.var}
+    undecided, _ = _run(PLANS[name], state.eps, {**inputs, **statistics}, outputs)
+    if not prod(inputs["x"].shape[1:]):
+        for output in outputs.values():
+            output[...] = 0.0  # (R6): an empty sum has no factor that could make it NaN
+    elif undecided:
+        zeros, nothing = np.zeros(len(undecided)), np.empty((len(undecided), 0))
+        ignored = {"y": nothing, "invstd": np.empty_like(zeros)}
+        frozen = oracle.inference(
+            nothing, **_chosen(statistics, undecided), gamma=zeros, beta=zeros, eps=state.eps, **ignored
+        )
+        _ask(name, undecided, outputs, frozen, **_chosen(inputs, undecided))
+
+
+def _chosen(arrays: Arrays, groups: Sequence[int]) -> dict[str, Any]:
+    return {key: array[groups] for key, array in arrays.items()}
+
+
+def _statistics(x: Array, eps: float) -> oracle.Trained:
+    """Return what the exact backend's `forward` returns, without its outputs."""
+    values = load(x).reshape(len(x), -1)
+    bad = np.isnan(values)
+    moments = exact.moments(np.where(bad, 0.0, values))
+    degenerate = moments.var.is_zero() & (eps == 0)
+    epsilons = [Fraction(1) if none else Fraction(eps) for none in degenerate]
+    return oracle.Trained(epsilons, moments, values.shape[1], np.asarray(bad.any(axis=1)), degenerate)
+
+
+def _ask(name: str, groups: Sequence[int], outputs: Arrays, *state: object, **given: Any) -> None:
+    """Let the oracle write some groups of all outputs; the rest is what its pass takes, of those groups."""
+    answers = {key: np.empty_like(output[groups]) for key, output in outputs.items()}
+    function: Callable[..., object] = getattr(oracle, name)
+    function(*state, **given, **answers)
+    for key, answer in answers.items():
+        outputs[key][groups] = answer
 
 
 def _run(
-    kernel: Kernel,
-    state: State,
-    parameters: Sequence[Array],
-    inputs: Sequence[Array],
-    outputs: Sequence[Array],
-    sums: Sequence[Array] = (),
-    *constants: float,
-) -> None:
-    """Apply a kernel to every group: pack its elements, compute, store its tensors, and at last all sums."""
-    wide = any(format_of(array.dtype) is BINARY64 for array in (*parameters, *inputs, *outputs, *sums))
-    groups, *shape = inputs[0].shape
-    scalars = np.empty((groups, len(parameters) + len(constants)))
-    for column, parameter in enumerate(parameters):
-        scalars[:, column] = load(parameter)
-    scalars[:, len(parameters) :] = constants
-    packed = np.empty((len(inputs), state.count))
-    pairs = np.empty((len(outputs), 2, state.count))
-    numbers = np.empty((groups, len(sums), 3))
-    for group in range(groups):
-        for buffer, tensor in zip(packed, inputs, strict=True):
-            buffer.reshape(shape)[...] = tensor[group]
-        kernel(kernels.Channel(wide, state.numbers[group], scalars[group], packed, pairs, numbers[group]))
-        for (hi, lo), tensor in zip(pairs, outputs, strict=True):
-            if wide and format_of(tensor.dtype) is not BINARY64:
-                kernels.finish(hi, lo)
-            tensor[group] = round_to(hi, tensor.dtype).reshape(shape)
-    if state.count == 0 and kernel is not kernels.inference:
-        numbers[...] = 0.0  # (R6): an empty sum has no factor that could make it NaN
-    for column, vector in enumerate(sums):
-        _store_vector(numbers[:, column], vector)
+    plan: Plan, eps: float, inputs: Arrays, outputs: Arrays, kept: Array | None = None, count: int = 0
+) -> tuple[list[int], npt.NDArray[np.float64]]:
+    """Apply a pass to every group.
 
+    Parameters
+    ----------
+    plan : Plan
+        The pass.
+    eps : float
+        ε.
+    inputs, outputs : mapping of str to ndarray
+        Tensors and vectors, by the plan's names.
+    kept : ndarray, shape (G, n, 4), optional
+        The balls that the plan wants.
+    count : int
+        m, where there is no tensor.
 
-def _store_vector(numbers: npt.NDArray[np.float64], vector: Array) -> None:
-    """Round Numbers (G, 3) into a vector."""
-    rounded = np.empty(len(numbers))
-    kernels.finish_numbers(np.ascontiguousarray(numbers), format_of(vector.dtype) is not BINARY64, rounded)
-    vector[...] = round_to(rounded, vector.dtype)
-
-
-def _number(value: Fraction) -> tuple[float, float, float]:
-    """Return a fraction of ordinary size as (hi, lo, exponent), to about 106 bits."""
-    hi = float(value)
-    return hi, float(value - Fraction(hi)), 0.0
+    Returns
+    -------
+    undecided : list of int
+        The groups that need the oracle.
+    statistics : ndarray, shape (G, n, 4)
+        The plan's statistics.
+    """
+    _validate.backend_arithmetic(name, kernels.is_ieee(_PROBE))
+    tensors = [inputs[key] for key in plan.tensors]
+    groups = len(next(iter(outputs.values())))
+    shape = tensors[0].shape[1:] if tensors else ()
+    m = prod(shape) if tensors else count
+    results = [outputs[key] for key in plan.outputs]
+    tensor_results, vector_results = results[: len(plan.combinations)], results[len(plan.combinations) :]
+    forms = [format_of(result.dtype) for result in results]
+    formats = np.array([(form.precision, form.emin, form.emax, form.max) for form in forms])
+    numbers = np.empty((groups, len(plan.numbers)))
+    for column, key in enumerate(plan.numbers):
+        numbers[:, column] = load(inputs[key])
+    registers = plan.template.copy()
+    registers[0], registers[1] = as_row(m), as_row(eps)
+    tiles = -(-m // kernels.LANES) if tensors else 0
+    data = np.empty((len(tensors), tiles * kernels.LANES))
+    out = np.empty((len(tensor_results), tiles * kernels.LANES))
+    rounded = np.empty((groups, len(vector_results)))
+    statistics = np.empty((groups, len(plan.statistics), 4))
+    undecided = []
+    with np.errstate(invalid="ignore"):  # a signalling NaN complains when it is converted
+        for group in range(groups):
+            for buffer, tensor in zip(data, tensors, strict=True):
+                buffer[:m].reshape(shape)[...] = tensor[group]
+            if kept is not None:
+                registers[plan.first_kept : plan.first_kept + kept.shape[1]] = kept[group]
+            decided = kernels.channel(
+                m,
+                numbers[group],
+                plan.first_number,
+                plan.pivot_registers,
+                plan.first_sum,
+                plan.pairs,
+                plan.program,
+                plan.combinations,
+                plan.vectors,
+                formats,
+                registers,
+                data,
+                out,
+                rounded[group],
+            )
+            if plan.statistics:
+                statistics[group] = registers[plan.statistics]
+            if not decided:
+                undecided.append(group)
+                continue
+            for buffer, tensor in zip(out, tensor_results, strict=True):
+                tensor[group] = buffer[:m].reshape(shape)
+    for column, vector in enumerate(vector_results):
+        vector[...] = rounded[:, column]
+    return undecided, statistics

@@ -4,14 +4,19 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import refbn
 from refbn import backends
-from refbn._formats import BINARY32, BINARY64, FORMATS, format_of, load
+from refbn._formats import BINARY32, BINARY64, FORMATS, format_of, load, round_to
 from refbn.reference import bounds, frozen, statistics
 from refbn.testing.strategies import LAYOUTS, Problem, in_layout, problems
+from validation.cases import VECTORS, Batch, batches
+from validation.passes import run_all
+
+CORRECTLY_ROUNDED = ("numba",)
+"""The backends that agree with the oracle bit for bit."""
 
 every_backend = pytest.mark.parametrize("backend", backends.TABLE)
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.short)
@@ -112,6 +117,98 @@ def assert_within_bounds(p, backend, frozen_statistics, dtype=None):
 @given(p=problems(), frozen_statistics=st.booleans(), dtype=st.sampled_from([None, "float32", "float64"]))
 def test_every_output_is_within_the_stated_bound(backend, p, frozen_statistics, dtype):
     assert_within_bounds(p, backend, frozen_statistics, dtype)
+
+
+# ---- every bit -----------------------------------------------------------------------------------------------------
+
+correctly_rounded = pytest.mark.parametrize("backend", CORRECTLY_ROUNDED)
+
+
+def bits(array):
+    """The bits of an array, those of all NaNs being the same."""
+    wide = array.astype(np.float64)
+    return np.where(np.isnan(wide), np.int64(-1), wide.view(np.int64))
+
+
+def assert_same_bits(found, truth, where=""):
+    """Compare results, by any keys, bit for bit; ±0 are different, NaNs are not."""
+    assert found.keys() == truth.keys()
+    for key, expected in truth.items():
+        got = found[key]
+        assert got.dtype == expected.dtype
+        differ = np.argwhere(bits(got) != bits(expected))
+        assert not differ.size, (where, key, differ[0], got[tuple(differ[0])], expected[tuple(differ[0])])
+
+
+def assert_every_bit(backend, batch, dtype=None):
+    """Hold every output of every pass on a batch of cases to the oracle's, bit for bit."""
+    found, truth = run_all(backend, batch, dtype), run_all("exact", batch, dtype)
+    for operation, outputs in truth.items():
+        assert_same_bits(found[operation], outputs, (operation, [str(channel) for channel in batch.channels]))
+
+
+@correctly_rounded
+@every_format
+def test_every_bit_on_adversarial_cases(backend, fmt):
+    for batch in batches(fmt, 31, range(120)):
+        assert_every_bit(backend, batch)
+
+
+@correctly_rounded
+@every_format
+def test_every_bit_with_any_mix_of_formats(backend, fmt):
+    rng = np.random.default_rng(32)
+    for batch in batches(fmt, 33, range(60)):
+        # What overflows becomes infinite, so rule R1 has its part here.
+        arrays = {
+            name: round_to(load(array), (fmt if rng.integers(2) else FORMATS[rng.integers(4)]).dtype)
+            for name, array in batch.arrays.items()
+        }
+        mixed = Batch(batch.channels, batch.eps, arrays)
+        assert_every_bit(backend, mixed, FORMATS[rng.integers(4)].dtype)
+
+
+@correctly_rounded
+@every_format
+def test_every_bit_of_longer_channels(backend, fmt):
+    rng = np.random.default_rng(34)
+    for batch in batches(fmt, 35, range(3)):
+        m = int(rng.integers(65, 400))
+        arrays = dict(batch.arrays)
+        for name in VECTORS:
+            values = rng.standard_normal((len(batch.channels), m)) + rng.integers(-3, 4)
+            arrays[name] = round_to(values * 2.0 ** rng.integers(-3, 4), fmt.dtype)
+        assert_every_bit(backend, Batch(batch.channels, batch.eps, arrays))
+
+
+@correctly_rounded
+@few
+@given(p=problems(), frozen_statistics=st.booleans(), dtype=st.sampled_from([None, "float16", "float32", "float64"]))
+def test_every_bit_through_the_public_passes(backend, p, frozen_statistics, dtype):
+    assert_same_bits(run(p, backend, dtype, frozen_statistics), run(p, "exact", dtype, frozen_statistics))
+
+
+@correctly_rounded
+@few
+@given(
+    p=problems(),
+    momentum=st.sampled_from([0.0, 0.1, 0.25, 1.0]) | st.floats(0, 1),
+    dialect=st.sampled_from(["torch", "keras"]),
+    dtype=st.sampled_from(FORMATS),
+)
+def test_every_bit_of_running_statistics(backend, p, momentum, dialect, dtype):
+    assume(p.x.size > p.x.shape[1])  # else there is no unbiased variance
+    layers = [
+        refbn.BatchNorm(
+            p.x.shape[1], momentum=momentum, dialect=dialect, channel_axis=1, backend=name, dtype=dtype.dtype
+        )
+        for name in (backend, "exact")
+    ]
+    for layer in layers:
+        layer.running_mean, layer.running_var = (round_to(load(v), dtype.dtype) for v in (p.mean, p.var))
+        layer.forward(p.x)
+    found, truth = ({"mean": layer.running_mean, "var": layer.running_var} for layer in layers)
+    assert_same_bits(found, truth)
 
 
 @few
