@@ -1,17 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
 """The C core, one Python method for each of its passes.
 
-Arrays come in through the buffer protocol without a format, which bfloat16 has no letter for; the format is
-read off the dtype. The core trusts its caller, so this module checks what would make it write out of bounds:
-shapes that differ.
+Arrays are read through NumPy's C API: the buffer protocol has no letter for bfloat16, and a small call would feel the
+time that it takes. The core trusts its caller, so this module checks what would make it read or write out of bounds:
+shapes that differ, formats that it does not know, memory that is not writeable.
 """
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+cimport cython
+cimport numpy as cnp
 from libc.stdint cimport int64_t
 from libc.string cimport memset
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 
-import numpy as np
+cnp.import_array()
 
 cdef extern from "refbn.h":
     enum:
@@ -84,70 +85,72 @@ cdef extern from "environment.h":
     int refbn_environment_available() noexcept nogil
 
 
-cdef int _HALF = np.dtype(np.float16).num
-cdef object _empty = np.empty
-cdef enum:
-    _MOST = 24  # buffers of one call
-
-
+@cython.freelist(8)
 cdef class _Call:
-    """One call: its description and the buffers that it holds."""
+    """One call, described to the core. It borrows its arrays: whoever makes the call holds them."""
 
     cdef refbn_call call
-    cdef Py_buffer held[_MOST]
-    cdef int holds
 
     def __cinit__(self):
         memset(&self.call, 0, sizeof(refbn_call))
 
-    def __dealloc__(self):
-        for index in range(self.holds):
-            PyBuffer_Release(&self.held[index])
+    cdef cnp.ndarray read(self, object array, bint writable):
+        """Return what is an array that the core can read (or write), or raise."""
+        if not cnp.PyArray_Check(array):
+            raise TypeError(f"an array, not a {type(array).__name__}")
+        cdef cnp.ndarray checked = <cnp.ndarray>array
+        if not cnp.PyArray_ISNOTSWAPPED(checked):
+            raise ValueError("an array is in native byte order")
+        if writable and not cnp.PyArray_ISWRITEABLE(checked):
+            raise ValueError("an output is writeable")
+        return checked
 
-    cdef Py_buffer *hold(self, object array, bint writable) except NULL:
-        cdef Py_buffer *buffer = &self.held[self.holds]
-        PyObject_GetBuffer(array, buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
-        self.holds += 1
-        return buffer
-
-    cdef int format(self, object array, Py_ssize_t itemsize) except -1:
-        if itemsize == 4:
+    cdef int format(self, cnp.ndarray array) except -1:
+        cdef int number = cnp.PyArray_TYPE(array)
+        if number == cnp.NPY_FLOAT32:
             return REFBN_F32
-        if itemsize == 8:
+        if number == cnp.NPY_FLOAT64:
             return REFBN_F64
-        return REFBN_F16 if array.dtype.num == _HALF else REFBN_BF16
+        if number == cnp.NPY_FLOAT16:
+            return REFBN_F16
+        if cnp.PyTypeNum_ISUSERDEF(number) and cnp.PyArray_ITEMSIZE(array) == 2:
+            return REFBN_BF16  # by ml_dtypes; its number is given at run time
+        raise TypeError(f"float16, bfloat16, float32 or float64, not {array.dtype}")
 
-    cdef int tensor(self, refbn_tensor *tensor, object array, bint writable=False) except -1:
-        cdef Py_buffer *buffer = self.hold(array, writable)
+    cdef int tensor(self, refbn_tensor *tensor, object given, bint writable=False) except -1:
+        cdef cnp.ndarray array = self.read(given, writable)
+        cdef int ndim = cnp.PyArray_NDIM(array)
+        cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+        cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(array)
         cdef refbn_geometry *geometry = &self.call.geometry
         cdef int axis
         if geometry.ndim == 0:
-            if not 2 <= buffer.ndim <= REFBN_MAX_NDIM:
-                raise ValueError(f"a canonical tensor has 2 to {REFBN_MAX_NDIM} axes, not {buffer.ndim}")
-            geometry.ndim = buffer.ndim - 1
-            geometry.groups = buffer.shape[0]
+            if not 2 <= ndim <= REFBN_MAX_NDIM:
+                raise ValueError(f"a canonical tensor has 2 to {REFBN_MAX_NDIM} axes, not {ndim}")
+            geometry.ndim = ndim - 1
+            geometry.groups = shape[0]
             geometry.count = 1
             for axis in range(geometry.ndim):
-                geometry.extent[axis] = buffer.shape[axis + 1]
-                geometry.count *= buffer.shape[axis + 1]
-        elif buffer.ndim != geometry.ndim + 1 or buffer.shape[0] != geometry.groups:
+                geometry.extent[axis] = shape[axis + 1]
+                geometry.count *= shape[axis + 1]
+        elif ndim != geometry.ndim + 1 or shape[0] != geometry.groups:
             raise ValueError("the tensors of a call have one shape")
-        tensor.data = <char *>buffer.buf
-        tensor.format = self.format(array, buffer.itemsize)
-        tensor.group_stride = buffer.strides[0]
+        tensor.data = cnp.PyArray_BYTES(array)
+        tensor.format = self.format(array)
+        tensor.group_stride = strides[0]
         for axis in range(geometry.ndim):
-            if buffer.shape[axis + 1] != geometry.extent[axis]:
+            if shape[axis + 1] != geometry.extent[axis]:
                 raise ValueError("the tensors of a call have one shape")
-            tensor.stride[axis] = buffer.strides[axis + 1]
+            tensor.stride[axis] = strides[axis + 1]
         return 0
 
-    cdef int vector(self, refbn_vector *vector, object array, bint writable=False) except -1:
-        cdef Py_buffer *buffer = self.hold(array, writable)
-        if buffer.ndim != 1 or buffer.shape[0] != self.call.geometry.groups:
+    cdef int vector(self, refbn_vector *vector, object given, bint writable=False) except -1:
+        cdef cnp.ndarray array = self.read(given, writable)
+        if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != self.call.geometry.groups:
             raise ValueError("a vector has one number for each group")
-        vector.data = <char *>buffer.buf
-        vector.format = self.format(array, buffer.itemsize)
-        vector.stride = buffer.strides[0]
+        vector.data = cnp.PyArray_BYTES(array)
+        vector.format = self.format(array)
+        vector.stride = cnp.PyArray_STRIDE(array, 0)
         return 0
 
     cdef int direction(self, gamma, x_dot, mean_dot, var_dot, gamma_dot) except -1:
@@ -158,26 +161,30 @@ cdef class _Call:
         self.vector(&self.call.gamma_dot, gamma_dot)
         return 0
 
-    cdef int state(self, object array, bint writable=False) except -1:
-        cdef Py_buffer *buffer = self.hold(array, writable)
-        if (buffer.ndim != 2 or buffer.shape[0] != self.call.geometry.groups
-                or buffer.shape[1] != REFBN_STATE_SIZE or buffer.itemsize != sizeof(double)):
+    cdef int state(self, object given, bint writable=False) except -1:
+        cdef cnp.ndarray array = self.read(given, writable)
+        if (cnp.PyArray_NDIM(array) != 2 or cnp.PyArray_DIM(array, 0) != self.call.geometry.groups
+                or cnp.PyArray_DIM(array, 1) != REFBN_STATE_SIZE or cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT64
+                or not cnp.PyArray_ISCARRAY_RO(array)):
             raise ValueError("the state of another call")
-        self.call.state = <double *>buffer.buf
+        self.call.state = <double *>cnp.PyArray_DATA(array)
         return 0
 
     cdef int tally(self, object decided) except -1:
         """Count into an int64 array of shape (2, 4): elements and vector results, by rung."""
-        cdef Py_buffer *buffer
+        cdef cnp.ndarray array
         if decided is not None:
-            buffer = self.hold(decided, True)
-            if buffer.len != 8 * sizeof(int64_t):
+            array = decided
+            if (cnp.PyArray_TYPE(array) != cnp.NPY_INT64 or cnp.PyArray_SIZE(array) != 8
+                    or not cnp.PyArray_ISCARRAY(array)):
                 raise ValueError("counts of shape (2, 4)")
-            self.call.decided = <int64_t *>buffer.buf
+            self.call.decided = <int64_t *>cnp.PyArray_DATA(array)
         return 0
 
     cdef object new_state(self):
-        state = _empty((self.call.geometry.groups, REFBN_STATE_SIZE))
+        cdef cnp.npy_intp shape[2]
+        shape[0], shape[1] = self.call.geometry.groups, REFBN_STATE_SIZE
+        state = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT64, 0)
         self.state(state, True)
         return state
 

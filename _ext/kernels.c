@@ -131,9 +131,11 @@ static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, 
     }
 }
 
-/* The average of four elements: close to the mean as a rule, and exactly the value of a constant group. */
-static void refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor, double *pivot)
+/* The average of four elements: close to the mean as a rule, and exactly the value of a constant group. Returns
+ * whether the pivots might as well be 0 in double-double: the elements differ by more than 1/32 of them. */
+static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor, double *pivot)
 {
+    int dispensable = 1;
     const ptrdiff_t count = job->call->geometry.count, step = count / 4;
     ptrdiff_t left;
     double sample[4][REFBN_LANES];
@@ -148,6 +150,15 @@ static void refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, co
         const double rounded = job->narrow ? (double)(float)mean : mean;
         pivot[lane] = rounded - rounded == 0.0 ? rounded : sample[0][lane]; /* a sum may overflow */
     }
+    for (int lane = 0; !job->narrow && lane < unit->groups; lane++) {
+        double spread = 0.0;
+        for (int k = 0; k < 4; k++) {
+            const double from_pivot = sample[k][lane] - pivot[lane];
+            spread += from_pivot < 0.0 ? -from_pivot : from_pivot;
+        }
+        dispensable &= (spread * 32.0 >= pivot[lane]) & (spread * 32.0 >= -pivot[lane]);
+    }
+    return dispensable;
 }
 
 static int refbn_is_broadcast(const refbn_call *call, const refbn_tensor *tensor)
@@ -167,11 +178,12 @@ static void refbn_fill_pivots(const refbn_job *job, const refbn_unit *unit, cons
         double *pivot = s->pivot[which];
         const int used = tensor->data && call->geometry.count > 0;
         const int broadcast = used && !is->frozen && refbn_is_broadcast(call, tensor);
+        s->dispensable[which] = !is->frozen;
         if (is->frozen || !used)
             for (int lane = 0; lane < unit->groups; lane++)
                 pivot[lane] = is->frozen && which == 0 ? s->parameter[REFBN_MEAN][lane] : 0.0;
         else
-            refbn_choose_pivots(job, unit, tensor, pivot);
+            s->dispensable[which] = refbn_choose_pivots(job, unit, tensor, pivot);
         for (int lane = 0; lane < lanes; lane++) {
             if (lane >= unit->groups) /* padding; by elements, the one group's */
                 pivot[lane] = unit->by_groups ? 0.0 : pivot[0];
@@ -241,8 +253,10 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_so
     uint64_t inexact = !(g && u);
     for (int rank = 0; rank < size; rank++)
         inexact |= members[rank].inexact;
-    s->twofold_sums = s->twofold || !inexact;
-    const double sums = s->twofold_sums ? REFBN_DOUBLE_SUM : REFBN_PLAIN_SUM;
+    s->twofold_sums = s->twofold || (s->mode == REFBN_CAREFUL && !inexact);
+    const double sums = s->twofold_sums            ? REFBN_DOUBLE_SUM
+                        : s->mode == REFBN_CAREFUL ? REFBN_PLAIN_SUM
+                                                   : REFBN_PLAIN_SQUARES;
     for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
         refbn_v root[4]; /* of the sums of 1, t^2, g^2, u^2 */
         root[0] = refbn_root(refbn_splat(s->count));
@@ -289,7 +303,7 @@ static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solut
             in[1] = refbn_part(job, unit, tile, 1, s, buffers.of[1]);
         if (u)
             in[2] = refbn_part(job, unit, tile, 2, s, buffers.of[2]);
-        refbn_sum_tile(s->twofold, in, tile, s->pivot, totals, moments, g, u);
+        refbn_sum_tile(s->mode, in, tile, s->pivot, totals, moments, g, u);
     }
     refbn_meet(job);
     refbn_collect(job, unit, s, moments, g, u);
@@ -307,9 +321,11 @@ static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solu
         if (rung < (s->twofold ? REFBN_TWOFOLD : REFBN_PLAIN) || rung > REFBN_TWOFOLD)
             return 0;
     }
+    s->dispensable[0] = 1;
     for (int lane = 0; lane < refbn_columns(unit); lane++) {
         const double *row = rows + (lane < unit->groups ? lane : 0) * REFBN_STATE_SIZE;
         s->pivot[0][lane] = row[REFBN_STATE_PIVOT];
+        s->dispensable[0] &= row[REFBN_STATE_PIVOT] == 0.0;
         for (int k = 0; k < 2; k++) {
             const double *sum = row + REFBN_STATE_SUM + 3 * k;
             s->sum[REFBN_T + k].hi[lane] = sum[0];
@@ -403,19 +419,66 @@ static inline int refbn_alike(double low, double high, int format)
     return low - low == 0.0 && high - high == 0.0 && refbn_encode(format, low) == refbn_encode(format, high);
 }
 
-/* Bits of the groups with an undecided result; decided ones are left in `value`, to be rounded by refbn_put. */
+/* Bits of the groups with an undecided result; decided ones are left in `value`, to be rounded to the format. */
 static uint64_t refbn_decide(const refbn_unit *unit, const refbn_balls *balls, int format, double *value)
 {
-    double high[REFBN_LANES];
     uint64_t undecided = 0;
-    for (int lane = 0; lane < refbn_lanes(unit); lane += REFBN_WIDTH) {
-        refbn_v low_end, high_end;
-        refbn_round_ends(refbn_balls_get(balls, lane), format, &low_end, &high_end);
-        refbn_store(value + lane, low_end);
-        refbn_store(high + lane, high_end);
+    for (int lane = 0; lane < unit->groups; lane += REFBN_WIDTH) {
+        refbn_v low, high;
+        refbn_round_ends(refbn_balls_get(balls, lane), format, &low, &high);
+        refbn_store(value + lane, low);
+        refbn_vi bad = (refbn_vi)(low - low != 0.0) | (refbn_vi)(high - high != 0.0);
+        if (format == REFBN_F64)
+            bad |= (refbn_vi)low ^ (refbn_vi)high;
+        else if (format == REFBN_F32)
+            bad |= __builtin_convertvector((refbn_vfi)refbn_narrow(low) ^ (refbn_vfi)refbn_narrow(high), refbn_vi);
+        else
+            for (int k = 0; k < REFBN_WIDTH; k++)
+                bad[k] |= refbn_encode(format, low[k]) != refbn_encode(format, high[k]);
+        if (refbn_any(bad))
+            undecided |= refbn_lane_bits(bad, lane);
     }
-    for (int lane = 0; lane < unit->groups; lane++)
-        undecided |= (uint64_t)!refbn_alike(value[lane], high[lane], format) << lane;
+    return unit->groups == 64 ? undecided : undecided & (((uint64_t)1 << unit->groups) - 1);
+}
+
+/* The sum of a group's elements, if binary64 additions give it without any rounding. */
+static int refbn_sum_exactly(const refbn_call *call, const refbn_tensor *tensor, ptrdiff_t group, double *sum)
+{
+    const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
+    double total = 0.0, buffer[REFBN_LANES];
+    int exact = 1;
+    ptrdiff_t left = 0;
+    const char *data = NULL;
+    for (ptrdiff_t done = 0; exact && done < call->geometry.count;) {
+        data = left > 0 ? data : refbn_element(call, tensor, group, done, &left);
+        const ptrdiff_t n = left < REFBN_LANES ? left : REFBN_LANES;
+        refbn_read_double(tensor->format, buffer, data, inner, n);
+        for (ptrdiff_t k = 0; k < n; k++) {
+            const double before = total;
+            total += buffer[k];
+            exact &= total - before == buffer[k] && total - buffer[k] == before; /* as in refbn_difference */
+        }
+        done += n, left -= n, data += n * inner;
+    }
+    *sum = total;
+    return exact && total - total == 0.0;
+}
+
+/* The mean of m = 2^k short numbers is a tie once in some hundred times. What is left of `undecided`
+ * of a sum, or of the quotient by `divisor`, after exact sums of the groups; narrow formats only. */
+static uint64_t refbn_settle_sums(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor,
+                                  double divisor, uint64_t undecided, double *value)
+{
+    for (int lane = 0; lane < unit->groups; lane++) {
+        double sum;
+        if (!(undecided >> lane & 1) || !refbn_sum_exactly(job->call, tensor, unit->group + lane, &sum))
+            continue;
+        const refbn_v quotient = refbn_splat(sum / divisor);
+        const refbn_pair product = refbn_two_product(quotient, refbn_splat(divisor));
+        const refbn_v rest = (refbn_splat(sum) - product.hi) - product.lo; /* exact */
+        value[lane] = refbn_to_odd(quotient, rest * 0x1p-60)[0] + 0.0;     /* only the sign of `rest` matters */
+        undecided &= ~((uint64_t)1 << lane);
+    }
     return undecided;
 }
 
@@ -430,12 +493,15 @@ static uint64_t refbn_write_vectors(refbn_job *job, const refbn_unit *unit, cons
             continue;
         const refbn_vector *output = refbn_output(job->call, which);
         double value[REFBN_LANES];
-        const uint64_t undecided = refbn_decide(unit, &s->vector[which], output->format, value);
+        uint64_t undecided = refbn_decide(unit, &s->vector[which], output->format, value);
+        if (undecided && !s->twofold && which == REFBN_TO_MEAN)
+            undecided = refbn_settle_sums(job, unit, &job->call->x, s->count, undecided, value);
+        if (undecided && !s->twofold && which == REFBN_TO_DBETA && job->call->dy.data)
+            undecided = refbn_settle_sums(job, unit, &job->call->dy, 1.0, undecided, value);
         all |= undecided;
         if (job->team->rank > 0)
             continue;
-        for (int lane = 0; lane < unit->groups; lane++) /* what is undecided is written again */
-            refbn_vector_set(output, unit->group + lane, value[lane]);
+        refbn_vector_set(output, unit->group, unit->groups, value); /* what is undecided is written again */
         pending->vectors += __builtin_popcountll(undecided);
     }
     return all;
@@ -476,7 +542,7 @@ static uint64_t refbn_enclose(const refbn_job *job, const refbn_unit *unit, refb
         used[k] = in[tensor];
         __builtin_memcpy(pivots[k], s->center[tensor], sizeof(double) * (size_t)tile.columns);
     }
-    return refbn_combine_tile(s->twofold, used, tile, of, (const double(*)[REFBN_LANES])pivots, out, ends,
+    return refbn_combine_tile(s->mode, used, tile, of, (const double(*)[REFBN_LANES])pivots, out, ends,
                               s->scaled || refbn_traits_of(job->pass).frozen, odd);
 }
 
@@ -627,7 +693,8 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
     for (int which = 0; which < REFBN_VECTORS; which++)
         if (vectors >> which & 1 && job->team->rank == 0) {
             const refbn_vector *output = refbn_output(call, which);
-            refbn_vector_set(output, unit->group, refbn_exact_vector_of(job, &group, s, which, output->format));
+            const double value = refbn_exact_vector_of(job, &group, s, which, output->format);
+            refbn_vector_set(output, unit->group, 1, &value);
         }
     if (!undecided_tiles)
         return;
@@ -696,6 +763,22 @@ static void refbn_pass_on(refbn_job *job, const refbn_pending *pending, int from
     job->decided[1][to - 1] += pending->vectors;
 }
 
+/* How sums and combinations are made. In DIRECT mode the pivots become 0. Where few elements are summed, plain sums
+ * seldom leave anything undecided, and it costs little if they do. */
+static int refbn_mode(refbn_solution *s, const refbn_traits *is)
+{
+    enum { FEW = 2048 };
+    if (!s->twofold)
+        return s->count <= FEW && !(is->g && is->u) ? REFBN_QUICK : REFBN_CAREFUL;
+    for (int which = 0; which < 3; which++)
+        if (s->scaled || !s->dispensable[which])
+            return REFBN_CENTERED;
+    for (int which = 0; which < 3; which++)
+        for (int lane = 0; lane < REFBN_LANES; lane++)
+            s->pivot[which][lane] = 0.0;
+    return REFBN_DIRECT;
+}
+
 /* From `rung` on, what is flagged. */
 static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64_t *flags)
 {
@@ -721,6 +804,7 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64
     for (; rung <= last; rung++) {
         s.twofold = rung >= REFBN_TWOFOLD;
         s.scaled = rung == REFBN_SCALED;
+        s.mode = s.twofold ? REFBN_CENTERED : REFBN_CAREFUL;
         if (!is->sums || !(rung == REFBN_TWOFOLD && s.twofold_sums)) {
             refbn_fill_pivots(job, unit, is, &s);
             solved &= !s.scaled; /* what was solved before is no longer to be used */
@@ -730,6 +814,7 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64
         if (is->sums && !(rung == REFBN_TWOFOLD && s.twofold_sums)) {
             const int second = is->g && is->u && !s.twofold; /* there sums are worth the effort: rungs.h */
             const int moments = is->frozen || job->pass == REFBN_FORWARD || second || !refbn_recall(job, unit, &s);
+            s.mode = refbn_mode(&s, is);
             refbn_sweep_sums(job, unit, &s, moments, is->g, is->u);
         }
         refbn_solve(&s, refbn_lanes(unit));
@@ -838,8 +923,9 @@ static void refbn_run_unit(refbn_job *job, ptrdiff_t index, uint64_t *flags)
 
 static void refbn_clear(const refbn_call *call, const refbn_vector *vector)
 {
+    const double zero = 0.0;
     for (ptrdiff_t group = 0; vector->data && group < call->geometry.groups; group++)
-        refbn_vector_set(vector, group, 0.0);
+        refbn_vector_set(vector, group, 1, &zero);
 }
 
 static void refbn_prepare(refbn_call *call)

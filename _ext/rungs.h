@@ -71,140 +71,119 @@ static REFBN_INLINE refbn_v refbn_number(const char *row, int lane)
     return refbn_load((const double *)(const void *)row + lane);
 }
 
+/* How a sweep of sums takes its numbers. */
+enum {
+    REFBN_QUICK,   /* binary32; sums in plain binary64 */
+    REFBN_CAREFUL, /* binary32; differences and products in plain binary64, their sums with the errors of additions */
+    REFBN_DIRECT,  /* binary64, double-double, all pivots 0 */
+    REFBN_CENTERED /* binary64, double-double */
+};
+
 typedef struct {
     refbn_v hi, lo;
 } refbn_chain;
 
-static REFBN_INLINE void refbn_chain_add(refbn_chain *chain, refbn_v hi)
-{
-    const refbn_pair sum = refbn_two_sum(chain->hi, hi);
-    chain->hi = sum.hi;
-    chain->lo += sum.lo;
-}
-
-static REFBN_INLINE void refbn_chain_add_pair(refbn_chain *chain, refbn_v hi, refbn_v lo)
+static REFBN_INLINE void refbn_chain_add(refbn_chain *chain, refbn_v hi, refbn_v lo)
 {
     const refbn_pair sum = refbn_two_sum(chain->hi, hi);
     chain->hi = sum.hi;
     chain->lo += sum.lo + lo;
 }
 
-static REFBN_INLINE void refbn_chain_add_product(refbn_chain *chain, refbn_pair a, refbn_pair b)
+/* One number less its pivot. `inexact`, if given, becomes nonzero when that is rounded. */
+static REFBN_INLINE refbn_pair refbn_take(const int mode, const char *row, int lane, const double *pivot,
+                                          refbn_vi *inexact)
 {
-    const refbn_pair product = refbn_two_product(a.hi, b.hi);
-    refbn_chain_add_pair(chain, product.hi, product.lo + refbn_multiply_add(a.hi, b.lo, a.lo * b.hi));
-}
-
-/* With or without the error of the product. */
-static REFBN_INLINE void refbn_chain_add_rounded(refbn_chain *chain, refbn_v a, refbn_v b, const int with_error)
-{
-    const refbn_pair product = with_error ? refbn_two_product(a, b) : (refbn_pair){a * b, {0}};
-    refbn_chain_add_pair(chain, product.hi, product.lo);
-}
-
-/* Of a binary32 number and its pivot; `inexact` becomes nonzero if it is rounded. */
-static REFBN_INLINE refbn_v refbn_difference(const char *row, int lane, const double *pivot, const int tell,
-                                             refbn_vi *inexact)
-{
-    const refbn_v a = refbn_widen(row, lane), b = refbn_load(pivot), difference = a - b;
-    if (tell) /* whichever of a and b is larger, one of these is exact (FastTwoSum) and tells */
+    if (mode == REFBN_DIRECT)
+        return (refbn_pair){refbn_number(row, lane), {0}};
+    if (mode == REFBN_CENTERED)
+        return refbn_two_difference(refbn_number(row, lane), refbn_load(pivot + lane));
+    const refbn_v a = refbn_widen(row, lane), b = refbn_load(pivot + lane), difference = a - b;
+    if (inexact) /* whichever of a and b is larger, one of these is exact (FastTwoSum) and tells */
         *inexact |= ((refbn_vi)(difference + b) ^ (refbn_vi)a) | (refbn_vi)((a - difference) != b);
-    return difference;
+    return (refbn_pair){difference, {0}};
 }
 
-static REFBN_INLINE void refbn_chain_add_square(refbn_chain *chain, refbn_v a)
+static REFBN_INLINE void refbn_add_number(const int mode, refbn_chain *chain, refbn_pair a)
 {
-    chain->hi = refbn_multiply_add(a, a, chain->hi);
-}
-
-/* What `moments`, `g` and `u` say is wanted; all three, and `unroll`, are constants where this is inlined.
- *
- * Sums of the second order are small beside their terms as a rule. So there the products' errors are added, too, and
- * it is found out whether any difference was rounded: if none was, the sums are as good as those in double-double,
- * but for those of g^2 and u^2. */
-static REFBN_INLINE void refbn_sum_plain(const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
-                                         refbn_totals *totals, const int moments, const int g, const int u,
-                                         const int unroll)
-{
-    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
-        refbn_chain sum[REFBN_SUMS][4] = {{{{0}, {0}}}};
-        refbn_vi inexact = {0};
-        const char *x = in[0].data + column * 4, *dy = in[1].data + column * 4, *x_dot = in[2].data + column * 4;
-        for (int row = 0; row < tile.rows; row++) {
-#pragma GCC unroll 4
-            for (int j = 0; j < unroll; j++) {
-                const int lane = j * REFBN_WIDTH, at = column + lane;
-                const refbn_v t = refbn_difference(x, lane, pivot[0] + at, g && u, &inexact);
-                if (moments) {
-                    refbn_chain_add(&sum[REFBN_T][j], t);
-                    if (g && u)
-                        refbn_chain_add_rounded(&sum[REFBN_TT][j], t, t, 1);
-                    else
-                        refbn_chain_add_square(&sum[REFBN_TT][j], t);
-                }
-                refbn_v of_g = t;
-                if (g) {
-                    of_g = refbn_difference(dy, lane, pivot[1] + at, g && u, &inexact);
-                    refbn_chain_add(&sum[REFBN_G][j], of_g);
-                    refbn_chain_add_rounded(&sum[REFBN_GT][j], of_g, t, g && u);
-                    refbn_chain_add_square(&sum[REFBN_GG][j], of_g);
-                }
-                if (u) {
-                    const refbn_v of_u = refbn_difference(x_dot, lane, pivot[2] + at, g && u, &inexact);
-                    refbn_chain_add(&sum[REFBN_U][j], of_u);
-                    refbn_chain_add_rounded(&sum[REFBN_UT][j], of_u, t, g && u);
-                    refbn_chain_add_square(&sum[REFBN_UU][j], of_u);
-                    if (g)
-                        refbn_chain_add_rounded(&sum[REFBN_UG][j], of_u, of_g, 1);
-                }
-            }
-            x += in[0].stride, dy += in[1].stride, x_dot += in[2].stride;
-        }
-        if (g && u)
-            totals->inexact |= (uint64_t)refbn_any(inexact);
-#pragma GCC unroll 4
-        for (int j = 0; j < unroll; j++)
-#pragma GCC unroll 9
-            for (int k = 0; k < REFBN_SUMS; k++)
-                if (refbn_has_sum(k, moments, g, u))
-                    refbn_total(totals, k, column + j * REFBN_WIDTH, sum[k][j].hi, sum[k][j].lo);
+    if (mode == REFBN_QUICK)
+        chain->hi += a.hi;
+    else if (mode == REFBN_CENTERED)
+        refbn_chain_add(chain, a.hi, a.lo);
+    else {
+        const refbn_pair sum = refbn_two_sum(chain->hi, a.hi);
+        chain->hi = sum.hi;
+        chain->lo += sum.lo;
     }
 }
 
-static REFBN_INLINE void refbn_sum_double(const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
-                                          refbn_totals *totals, const int moments, const int g, const int u,
-                                          const int unroll)
+/* For bounds only. */
+static REFBN_INLINE void refbn_add_square(refbn_chain *chain, refbn_pair a)
 {
+    chain->hi = refbn_multiply_add(a.hi, a.hi, chain->hi);
+}
+
+/* `second`: the error of a product in plain binary64 is added, too. */
+static REFBN_INLINE void refbn_add_product(const int mode, const int second, refbn_chain *chain, refbn_pair a,
+                                           refbn_pair b)
+{
+    if (mode == REFBN_QUICK)
+        chain->hi = refbn_multiply_add(a.hi, b.hi, chain->hi);
+    else if (mode == REFBN_CAREFUL && !second)
+        refbn_add_number(mode, chain, (refbn_pair){a.hi * b.hi, {0}});
+    else {
+        const refbn_pair product = refbn_two_product(a.hi, b.hi);
+        const refbn_v tail = mode == REFBN_CENTERED ? refbn_multiply_add(a.hi, b.lo, a.lo * b.hi) : product.lo;
+        refbn_chain_add(chain, product.hi, mode == REFBN_CENTERED ? product.lo + tail : tail);
+    }
+}
+
+/* The wanted sums of a tile: `moments`, `g`, `u` (refbn_has_sum). All but the data are constants where this is inlined.
+ *
+ * Sums of the second order are small beside their terms as a rule. So in CAREFUL mode the products' errors are added
+ * there, and it is found out whether any difference was rounded: if none was, the sums are as good as those in
+ * double-double, but for those of g^2 and u^2. */
+static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
+                                   refbn_totals *totals, const int moments, const int g, const int u, const int unroll)
+{
+    const int size = mode <= REFBN_CAREFUL ? 4 : 8, second = g && u;
     for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
         refbn_chain sum[REFBN_SUMS][4] = {{{{0}, {0}}}};
-        const char *x = in[0].data + column * 8, *dy = in[1].data + column * 8, *x_dot = in[2].data + column * 8;
+        refbn_vi inexact = {0}, *const tell = mode == REFBN_CAREFUL && second ? &inexact : NULL;
+        const char *x = in[0].data + column * size, *dy = in[1].data + column * size;
+        const char *x_dot = in[2].data + column * size;
         for (int row = 0; row < tile.rows; row++) {
 #pragma GCC unroll 4
             for (int j = 0; j < unroll; j++) {
-                const int lane = j * REFBN_WIDTH, at = column + lane;
-                const refbn_pair t = refbn_two_difference(refbn_number(x, lane), refbn_load(pivot[0] + at));
+                const int lane = j * REFBN_WIDTH;
+                const refbn_pair t = refbn_take(mode, x, lane, pivot[0] + column, tell);
+                refbn_pair of_g = t, of_u = t;
                 if (moments) {
-                    refbn_chain_add_pair(&sum[REFBN_T][j], t.hi, t.lo);
-                    refbn_chain_add_product(&sum[REFBN_TT][j], t, t);
+                    refbn_add_number(mode, &sum[REFBN_T][j], t);
+                    if (mode == REFBN_CAREFUL && !second)
+                        refbn_add_square(&sum[REFBN_TT][j], t);
+                    else
+                        refbn_add_product(mode, second, &sum[REFBN_TT][j], t, t);
                 }
-                refbn_pair of_g = t;
                 if (g) {
-                    of_g = refbn_two_difference(refbn_number(dy, lane), refbn_load(pivot[1] + at));
-                    refbn_chain_add_pair(&sum[REFBN_G][j], of_g.hi, of_g.lo);
-                    refbn_chain_add_product(&sum[REFBN_GT][j], of_g, t);
-                    refbn_chain_add_square(&sum[REFBN_GG][j], of_g.hi);
+                    of_g = refbn_take(mode, dy, lane, pivot[1] + column, tell);
+                    refbn_add_number(mode, &sum[REFBN_G][j], of_g);
+                    refbn_add_product(mode, second, &sum[REFBN_GT][j], of_g, t);
+                    refbn_add_square(&sum[REFBN_GG][j], of_g);
                 }
                 if (u) {
-                    const refbn_pair of_u = refbn_two_difference(refbn_number(x_dot, lane), refbn_load(pivot[2] + at));
-                    refbn_chain_add_pair(&sum[REFBN_U][j], of_u.hi, of_u.lo);
-                    refbn_chain_add_product(&sum[REFBN_UT][j], of_u, t);
-                    refbn_chain_add_square(&sum[REFBN_UU][j], of_u.hi);
+                    of_u = refbn_take(mode, x_dot, lane, pivot[2] + column, tell);
+                    refbn_add_number(mode, &sum[REFBN_U][j], of_u);
+                    refbn_add_product(mode, second, &sum[REFBN_UT][j], of_u, t);
+                    refbn_add_square(&sum[REFBN_UU][j], of_u);
                     if (g)
-                        refbn_chain_add_product(&sum[REFBN_UG][j], of_u, of_g);
+                        refbn_add_product(mode, second, &sum[REFBN_UG][j], of_u, of_g);
                 }
             }
             x += in[0].stride, dy += in[1].stride, x_dot += in[2].stride;
         }
+        if (tell)
+            totals->inexact |= (uint64_t)refbn_any(inexact);
 #pragma GCC unroll 4
         for (int j = 0; j < unroll; j++)
 #pragma GCC unroll 9
@@ -248,43 +227,78 @@ static REFBN_INLINE uint64_t refbn_lane_bits(refbn_vi bad, int lane)
     return bits;
 }
 
+/* The coefficients of some lanes, in registers. */
+typedef struct {
+    refbn_v hi[4], lo[4], bound[4], pivot[3];
+} refbn_coefficients;
+
+static REFBN_INLINE refbn_coefficients refbn_hoist(const refbn_combination *of, refbn_pivots *pivot, int lane,
+                                                   const int terms, const int twofold, const int direct)
+{
+    refbn_coefficients c;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++)
+        if (k < terms || k == 3) {
+            c.hi[k] = refbn_load(of->hi[k] + lane);
+            c.bound[k] = refbn_load(of->bound[k] + lane);
+            if (twofold)
+                c.lo[k] = refbn_load(of->lo[k] + lane);
+            if (k < 3 && !direct)
+                c.pivot[k] = refbn_load(pivot[k] + lane);
+        }
+    return c;
+}
+
 /* Combine, test and write a tile; the result has a bit for each lane with an undecided element. The output is
  * binary32 at `out`, or with `ends` both ends in binary64. `check`: elements may be infinite or NaN, or overflow. */
 static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_tile tile,
                                                  const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
                                                  refbn_ends *ends, int check, const int terms)
 {
-    enum { UNROLL = 4 };
+    enum { MOST = 4 };
+    const int unroll = terms == 1 ? 4 : 2;
     uint64_t undecided = 0;
-    for (int column = 0; column < tile.columns; column += UNROLL * REFBN_WIDTH) {
-        refbn_vfi bad[UNROLL] = {{0}};
-        refbn_v poison[UNROLL] = {{0}};
+    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+        refbn_vfi bad[MOST] = {{0}};
+        refbn_v poison[MOST] = {{0}};
+        refbn_coefficients c[MOST];
+        const char *data[3] = {NULL, NULL, NULL};
+#pragma GCC unroll 4
+        for (int j = 0; j < unroll; j++)
+            c[j] = refbn_hoist(of, pivot, column + j * REFBN_WIDTH, terms, 0, 0);
+#pragma GCC unroll 3
+        for (int k = 0; k < terms; k++)
+            data[k] = in[k].data + column * 4;
+        char *to = out.data + column * 4;
         for (int row = 0; row < tile.rows; row++) {
 #pragma GCC unroll 4
-            for (int j = 0; j < UNROLL; j++) {
-                const int lane = column + j * REFBN_WIDTH;
-                refbn_v v = refbn_load(of->hi[3] + lane), e = refbn_load(of->bound[3] + lane);
+            for (int j = 0; j < unroll; j++) {
+                refbn_v v = c[j].hi[3], e = c[j].bound[3];
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++) {
-                    const refbn_v t = refbn_widen(in[k].data + row * in[k].stride, lane) - refbn_load(pivot[k] + lane);
-                    v = refbn_multiply_add(refbn_load(of->hi[k] + lane), t, v);
-                    e = refbn_multiply_add(refbn_load(of->bound[k] + lane), refbn_abs(t), e);
+                    const refbn_v t = refbn_widen(data[k], j * REFBN_WIDTH) - c[j].pivot[k];
+                    v = refbn_multiply_add(c[j].hi[k], t, v);
+                    e = refbn_multiply_add(c[j].bound[k], refbn_abs(t), e);
                 }
                 const refbn_v low = v - e, high = v + e;
                 if (check)
                     poison[j] = refbn_multiply_add(v, (refbn_v){0}, poison[j]);
                 if (ends) {
-                    refbn_store(ends->low + row * tile.columns + lane, low);
-                    refbn_store(ends->high + row * tile.columns + lane, high);
+                    refbn_store(ends->low + row * tile.columns + column + j * REFBN_WIDTH, low);
+                    refbn_store(ends->high + row * tile.columns + column + j * REFBN_WIDTH, high);
                 } else {
                     const refbn_vf from = refbn_narrow(low);
                     bad[j] |= (refbn_vfi)from ^ (refbn_vfi)refbn_narrow(high);
-                    *(refbn_vf_in_memory *)(void *)(out.data + row * out.stride + lane * 4) = from;
+                    *(refbn_vf_in_memory *)(void *)(to + j * REFBN_WIDTH * 4) = from;
                 }
             }
+#pragma GCC unroll 3
+            for (int k = 0; k < terms; k++)
+                data[k] += in[k].stride;
+            to += out.stride;
         }
 #pragma GCC unroll 4
-        for (int j = 0; j < UNROLL; j++) {
+        for (int j = 0; j < unroll; j++) {
             const refbn_vi all = __builtin_convertvector(bad[j], refbn_vi) | (refbn_vi)(poison[j] != poison[j]);
             if (refbn_any(all))
                 undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
@@ -293,48 +307,64 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
     return undecided;
 }
 
+/* `direct`: all pivots are 0. */
 static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_tile tile,
                                                   const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
-                                                  refbn_ends *ends, int check, int odd, const int terms)
+                                                  refbn_ends *ends, int check, int odd, const int terms,
+                                                  const int direct)
 {
-    enum { UNROLL = 2 };
+    enum { MOST = 2 };
+    const int unroll = terms == 1 ? 2 : 1;
     uint64_t undecided = 0;
-    for (int column = 0; column < tile.columns; column += UNROLL * REFBN_WIDTH) {
-        refbn_vi bad[UNROLL] = {{0}};
-        refbn_v poison[UNROLL] = {{0}};
+    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+        refbn_vi bad[MOST] = {{0}};
+        refbn_v poison[MOST] = {{0}};
+        refbn_coefficients c[MOST];
+        const char *data[3] = {NULL, NULL, NULL};
+#pragma GCC unroll 2
+        for (int j = 0; j < unroll; j++)
+            c[j] = refbn_hoist(of, pivot, column + j * REFBN_WIDTH, terms, 1, direct);
+#pragma GCC unroll 3
+        for (int k = 0; k < terms; k++)
+            data[k] = in[k].data + column * 8;
+        char *to = out.data + column * 8;
         for (int row = 0; row < tile.rows; row++) {
 #pragma GCC unroll 2
-            for (int j = 0; j < UNROLL; j++) {
-                const int lane = column + j * REFBN_WIDTH;
-                refbn_v hi = refbn_load(of->hi[3] + lane), lo = refbn_load(of->lo[3] + lane);
-                refbn_v e = refbn_load(of->bound[3] + lane);
+            for (int j = 0; j < unroll; j++) {
+                refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++) {
-                    const refbn_pair t = refbn_two_difference(refbn_number(in[k].data + row * in[k].stride, lane), refbn_load(pivot[k] + lane));
-                    const refbn_v a = refbn_load(of->hi[k] + lane);
-                    const refbn_pair product = refbn_two_product(a, t.hi);
-                    const refbn_v tail = refbn_multiply_add(a, t.lo, refbn_load(of->lo[k] + lane) * t.hi);
+                    const refbn_v a = refbn_number(data[k], j * REFBN_WIDTH);
+                    const refbn_pair t = direct ? (refbn_pair){a, {0}} : refbn_two_difference(a, c[j].pivot[k]);
+                    const refbn_pair product = refbn_two_product(c[j].hi[k], t.hi);
+                    refbn_v tail = refbn_multiply_add(c[j].lo[k], t.hi, product.lo);
+                    if (!direct)
+                        tail = refbn_multiply_add(c[j].hi[k], t.lo, tail);
                     const refbn_pair sum = refbn_two_sum(hi, product.hi);
                     hi = sum.hi;
-                    lo += sum.lo + (product.lo + tail);
-                    e = refbn_multiply_add(refbn_load(of->bound[k] + lane), refbn_abs(t.hi), e);
+                    lo += sum.lo + tail;
+                    e = refbn_multiply_add(c[j].bound[k], refbn_abs(t.hi), e);
                 }
                 if (check)
                     poison[j] = refbn_multiply_add(hi + lo, (refbn_v){0}, poison[j]);
                 if (ends) {
                     const refbn_v low = odd ? refbn_to_odd(hi, lo - e) : hi + (lo - e);
                     const refbn_v high = odd ? refbn_to_odd(hi, lo + e) : hi + (lo + e);
-                    refbn_store(ends->low + row * tile.columns + lane, low);
-                    refbn_store(ends->high + row * tile.columns + lane, high);
+                    refbn_store(ends->low + row * tile.columns + column + j * REFBN_WIDTH, low);
+                    refbn_store(ends->high + row * tile.columns + column + j * REFBN_WIDTH, high);
                 } else {
                     const refbn_v low = hi + (lo - e);
                     bad[j] |= (refbn_vi)low ^ (refbn_vi)(hi + (lo + e));
-                    refbn_store((double *)(void *)(out.data + row * out.stride) + lane, low);
+                    refbn_store((double *)(void *)to + j * REFBN_WIDTH, low);
                 }
             }
+#pragma GCC unroll 3
+            for (int k = 0; k < terms; k++)
+                data[k] += in[k].stride;
+            to += out.stride;
         }
 #pragma GCC unroll 2
-        for (int j = 0; j < UNROLL; j++) {
+        for (int j = 0; j < unroll; j++) {
             const refbn_vi all = bad[j] | (refbn_vi)(poison[j] != poison[j]);
             if (refbn_any(all))
                 undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
@@ -344,15 +374,19 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
 }
 
 /* Which of a sweep's variants is wanted; each is a loop of its own. */
-static void refbn_sum_tile(int twofold, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
+static void refbn_sum_tile(int mode, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
                            refbn_totals *totals, int moments, int g, int u)
 {
 #define REFBN_VARIANT(m, g, u)                                                                               \
     case 4 * m + 2 * g + u:                                                                                  \
-        if (twofold)                                                                                         \
-            refbn_sum_double(in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                              \
+        if (mode == REFBN_QUICK)                                                                             \
+            refbn_sum_rows(REFBN_QUICK, in, tile, pivot, totals, m, g, u, u && g ? 2 : 4);                        \
+        else if (mode == REFBN_CAREFUL)                                                                      \
+            refbn_sum_rows(REFBN_CAREFUL, in, tile, pivot, totals, m, g, u, u && g ? 1 : 4);                      \
+        else if (mode == REFBN_DIRECT)                                                                       \
+            refbn_sum_rows(REFBN_DIRECT, in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                       \
         else                                                                                                 \
-            refbn_sum_plain(in, tile, pivot, totals, m, g, u, u && g ? 1 : 4);                               \
+            refbn_sum_rows(REFBN_CENTERED, in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                     \
         break;
     switch (4 * moments + 2 * g + u) {
         REFBN_VARIANT(1, 0, 0)
@@ -366,16 +400,18 @@ static void refbn_sum_tile(int twofold, const refbn_rows *in, refbn_tile tile, r
 #undef REFBN_VARIANT
 }
 
-static uint64_t refbn_combine_tile(int twofold, const refbn_rows *in, refbn_tile tile, const refbn_combination *of,
+static uint64_t refbn_combine_tile(int mode, const refbn_rows *in, refbn_tile tile, const refbn_combination *of,
                                    refbn_pivots *pivot, refbn_rows out, refbn_ends *ends, int check, int odd)
 {
 #define REFBN_VARIANT(terms)                                                                                 \
     case terms:                                                                                              \
-        if (twofold)                                                                                         \
-            return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms)            \
-                        : refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms);             \
-        return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)                      \
-                    : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);
+        if (mode <= REFBN_CAREFUL)                                                                           \
+            return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)                  \
+                        : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);                 \
+        if (mode == REFBN_DIRECT && !ends)                                                                   \
+            return refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 1);                 \
+        return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms, 0)             \
+                    : refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 0);
     switch (of->terms) {
         REFBN_VARIANT(1)
         REFBN_VARIANT(2)

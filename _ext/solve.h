@@ -48,11 +48,12 @@ static REFBN_INLINE void refbn_balls_set(refbn_balls *balls, int lane, refbn_bal
 
 /* What is known of a unit, and what follows from it. */
 typedef struct {
-    int pass, twofold, scaled, narrow;
+    int pass, mode, twofold, scaled, narrow; /* mode: rungs.h; twofold: mode is DIRECT or CENTERED */
     int twofold_sums; /* sums are as good as double-double's though they may have been made before */
     double count, eps;
     double pivot[3][REFBN_LANES];                       /* of x, dy, x_dot in sums; scaled like them */
     double center[3][REFBN_LANES];                      /* the same in combinations */
+    int dispensable[3];                                 /* whether the pivot might as well be 0 */
     double exponent[3][REFBN_LANES];                    /* kx, kg, ku */
     double constant[3][REFBN_LANES];                    /* 1: every element is the pivot, as far as is known */
     double parameter[REFBN_PARAMETERS][REFBN_LANES];
@@ -130,7 +131,8 @@ static REFBN_INLINE refbn_v refbn_unfit_radicand(refbn_v q)
 /* From a mean about the pivot to the center, and the mean about that. */
 static REFBN_INLINE refbn_ball refbn_center(refbn_solution *s, int tensor, int lane, refbn_ball mean)
 {
-    const refbn_v pivot = refbn_load(s->pivot[tensor] + lane), center = pivot + mean.hi;
+    const refbn_v pivot = refbn_load(s->pivot[tensor] + lane);
+    const refbn_v center = s->mode == REFBN_DIRECT ? pivot : pivot + mean.hi;
     const refbn_pair moved = refbn_two_difference(center, pivot);
     refbn_store(s->center[tensor] + lane, center);
     return refbn_sub(mean, (refbn_ball){moved.hi, moved.lo, {0}});

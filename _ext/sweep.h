@@ -246,14 +246,22 @@ static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, ref
     }
 }
 
-static inline double refbn_vector_get(const refbn_vector *vector, ptrdiff_t group)
+static inline void refbn_vector_set(const refbn_vector *vector, ptrdiff_t group, int count, const double *values)
 {
-    return refbn_get(vector->format, vector->data + group * vector->stride);
-}
-
-static inline void refbn_vector_set(const refbn_vector *vector, ptrdiff_t group, double value)
-{
-    refbn_put(vector->format, vector->data + group * vector->stride, value);
+    char *to = vector->data + group * vector->stride;
+    switch (vector->format) {
+    case REFBN_F32:
+        for (int k = 0; k < count; k++)
+            *(refbn_float_in_memory *)(to + k * vector->stride) = (float)values[k];
+        break;
+    case REFBN_F64:
+        for (int k = 0; k < count; k++)
+            *(refbn_double_in_memory *)(to + k * vector->stride) = values[k];
+        break;
+    default:
+        for (int k = 0; k < count; k++)
+            refbn_put(vector->format, to + k * vector->stride, values[k]);
+    }
 }
 
 #endif

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refbn import _geometry, _validate, backends
-from refbn._types import Array, DoubleBackward, Forward, Gradients, Hessian, Jacobian, Saved, SecondOrder
+from refbn._types import (
+    Array,
+    DoubleBackward,
+    Forward,
+    Gradients,
+    Hessian,
+    Jacobian,
+    Saved,
+    SecondOrder,
+    new_double_backward,
+    new_forward,
+    new_gradients,
+    new_saved,
+    new_second_order,
+)
 from refbn.backends._contract import Backend
 
 __all__ = [
@@ -84,21 +99,23 @@ def forward(
     array([1., 0.])
     """
     x, axis = _validate.input_tensor(x, channel_axis)
-    _validate.filled(x.shape, axis)
-    eps = _validate.epsilon(eps)
-    dtype = _validate.result_dtype(dtype, x.dtype.newbyteorder("="))
     geometry = _geometry.batch_norm(x.shape, axis)
-    gamma, beta = _affine(gamma, beta, geometry, axis, dtype)
+    _validate.filled(geometry)
+    eps = _validate.epsilon(eps)
+    dtype = _validate.result_dtype(dtype, x.dtype)
+    gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis)
+    beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
     name, kernels = _backend(backend)
-    results = _Results(out, "y", (x, gamma, beta), y=_like(x, dtype), **_statistics(geometry, dtype))
+    shape = geometry.affine_shape
+    y, mean, var, invstd = _like(x, dtype), np.empty(shape, dtype), np.empty(shape, dtype), np.empty(shape, dtype)
+    if out is not None:
+        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta), y=y, mean=mean, var=var, invstd=invstd)
 
     x = _geometry.native(x)
-    view, y = geometry.canonical(x, results["y"])
-    state = kernels.forward(
-        view, gamma, beta, eps, y=y, mean=results["mean"], var=results["var"], invstd=results["invstd"]
-    )
-    saved = Saved(x, gamma, beta, None, None, eps, False, dtype, geometry, name, state)
-    return Forward(**results.arrays, saved=saved)
+    x_view, y_view = geometry.canonical(x, y)
+    state = kernels.forward(x_view, gamma, beta, eps, y=y_view, mean=mean, var=var, invstd=invstd)
+    saved = new_saved(x, gamma, beta, None, None, eps, False, dtype, geometry, name, state)
+    return new_forward(y, mean, var, invstd, saved)
 
 
 def inference(
@@ -141,21 +158,23 @@ def inference(
     """
     x, axis = _validate.input_tensor(x, channel_axis)
     eps = _validate.epsilon(eps)
-    dtype = _validate.result_dtype(dtype, x.dtype.newbyteorder("="))
+    dtype = _validate.result_dtype(dtype, x.dtype)
     geometry = _geometry.batch_norm(x.shape, axis)
     mean = _vector(mean, "mean", geometry, axis)
     var = _vector(var, "var", geometry, axis)
     _validate.frozen_variance(var)
-    gamma, beta = _affine(gamma, beta, geometry, axis, dtype)
+    gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis)
+    beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
     name, kernels = _backend(backend)
-    invstd = np.empty(geometry.affine_shape, dtype)
-    results = _Results(out, "y", (x, mean, var, gamma, beta), y=_like(x, dtype), invstd=invstd)
+    y, invstd = _like(x, dtype), np.empty(geometry.affine_shape, dtype)
+    if out is not None:
+        y, invstd = _validate.outputs(out, "y", (x, mean, var, gamma, beta), y=y, invstd=invstd)
 
     x = _geometry.native(x)
-    view, y = geometry.canonical(x, results["y"])
-    state = kernels.inference(view, mean, var, gamma, beta, eps, y=y, invstd=results["invstd"])
-    saved = Saved(x, gamma, beta, mean, var, eps, True, dtype, geometry, name, state)
-    return Forward(**results.arrays, mean=mean, var=var, saved=saved)
+    x_view, y_view = geometry.canonical(x, y)
+    state = kernels.inference(x_view, mean, var, gamma, beta, eps, y=y_view, invstd=invstd)
+    saved = new_saved(x, gamma, beta, mean, var, eps, True, dtype, geometry, name, state)
+    return new_forward(y, mean, var, invstd, saved)
 
 
 def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -> Gradients:
@@ -186,14 +205,21 @@ def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -
     `refbn.reference.backward`. With frozen statistics ``dx = γ·r·dy``: `refbn.reference.inference_backward`.
     """
     saved = _validate.saved(saved)
-    dy = _validate.tensor(dy, "dy", saved.x.shape)
-    results = _Results(out, None, _inputs(saved, dy), **_gradients(saved))
+    dy = _validate.tensor(dy, "dy", saved.geometry.shape)
+    dx, dgamma, dbeta, dmean, dvar = _gradients(saved)
+    if out is not None:
+        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
+            out, None, _inputs(saved, dy), dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
+        )
 
+    state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
-    x, dy, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), results["dx"])
-    kernel = kernels.inference_backward if saved.frozen else kernels.backward
-    kernel(saved.state, x, saved.gamma, dy, **results.but(dx=dx))
-    return Gradients(**results.arrays)
+    x, dy, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), dx)
+    if saved.frozen:
+        kernels.inference_backward(state, x, gamma, dy, dx=dx_view, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar)
+    else:
+        kernels.backward(state, x, gamma, dy, dx=dx_view, dgamma=dgamma, dbeta=dbeta)
+    return new_gradients(dx, dgamma, dbeta, dmean, dvar)
 
 
 def jvp(
@@ -236,21 +262,24 @@ def jvp(
     ``ẏ = γ·r·Pẋ + γ̇·x̂ + β̇``; derivation and error bound: `refbn.reference.jvp`.
     """
     saved = _validate.saved(saved)
-    x_dot, gamma_dot, beta_dot, *rest = _directions(
-        saved, x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot, mean_dot=mean_dot, var_dot=var_dot
-    )
-    results = _Results(
-        out, "y_dot", _inputs(saved, x_dot, gamma_dot, beta_dot, *rest), y_dot=_like(saved.x, saved.dtype)
-    )
+    x_dot = _tensor_or_zeros(x_dot, "x_dot", saved)
+    gamma_dot = _vector_or_zeros(gamma_dot, "gamma_dot", saved)
+    beta_dot = _vector_or_zeros(beta_dot, "beta_dot", saved)
+    mean_dot = _frozen_or_zeros(mean_dot, "mean_dot", saved)
+    var_dot = _frozen_or_zeros(var_dot, "var_dot", saved)
+    result = _like(saved.x, saved.dtype)
+    if out is not None:
+        inputs = _inputs(saved, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
+        (result,) = _validate.outputs(out, "y_dot", inputs, y_dot=result)
 
+    state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
-    x, x_dot, y_dot = saved.geometry.canonical(saved.x, x_dot, results["y_dot"])
+    x, x_dot, y_dot = saved.geometry.canonical(saved.x, x_dot, result)
     if saved.frozen:
-        mean_dot, var_dot = rest
-        kernels.inference_jvp(saved.state, x, saved.gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot=y_dot)
+        kernels.inference_jvp(state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot=y_dot)
     else:
-        kernels.jvp(saved.state, x, saved.gamma, x_dot, gamma_dot, beta_dot, y_dot=y_dot)
-    return results["y_dot"]
+        kernels.jvp(state, x, gamma, x_dot, gamma_dot, beta_dot, y_dot=y_dot)
+    return result
 
 
 def double_backward(
@@ -296,27 +325,29 @@ def double_backward(
     Derivation and error bound: `refbn.reference.double_backward`.
     """
     saved = _validate.saved(saved)
-    dy = _validate.tensor(dy, "dy", saved.x.shape)
-    ddx, ddgamma, ddbeta, *rest = _directions(
-        saved, ddx=ddx, ddgamma=ddgamma, ddbeta=ddbeta, ddmean=ddmean, ddvar=ddvar
-    )
-    wanted = _gradients(saved)
-    del wanted["dbeta"]  # backward does not depend on beta
-    results = _Results(
-        out, None, _inputs(saved, dy, ddx, ddgamma, ddbeta, *rest), ddy=_like(saved.x, saved.dtype), **wanted
-    )
-
-    kernels = backends.load(saved.backend)
-    x, dy, ddx, ddy, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), ddx, results["ddy"], results["dx"])
-    written = results.but(ddy=ddy, dx=dx)
-    if saved.frozen:
-        ddmean, ddvar = rest
-        kernels.inference_double_backward(
-            saved.state, x, saved.gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta, **written
+    dy = _validate.tensor(dy, "dy", saved.geometry.shape)
+    ddx = _tensor_or_zeros(ddx, "ddx", saved)
+    ddgamma = _vector_or_zeros(ddgamma, "ddgamma", saved)
+    ddbeta = _vector_or_zeros(ddbeta, "ddbeta", saved)
+    ddmean = _frozen_or_zeros(ddmean, "ddmean", saved)
+    ddvar = _frozen_or_zeros(ddvar, "ddvar", saved)
+    dx, dgamma, _, dmean, dvar = _gradients(saved, dbeta=False)
+    ddy = _like(saved.x, saved.dtype)
+    if out is not None:
+        inputs = _inputs(saved, dy, ddx, ddgamma, ddbeta, ddmean, ddvar)
+        ddy, dx, dgamma, dmean, dvar = _validate.outputs(
+            out, None, inputs, ddy=ddy, dx=dx, dgamma=dgamma, dmean=dmean, dvar=dvar
         )
+
+    state, gamma = saved.state, saved.gamma
+    kernels = backends.load(saved.backend)
+    x, dy, ddx, ddy_view, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), ddx, ddy, dx)
+    if saved.frozen:
+        written = {"ddy": ddy_view, "dx": dx_view, "dgamma": dgamma, "dmean": dmean, "dvar": dvar}
+        kernels.inference_double_backward(state, x, gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta, **written)
     else:
-        kernels.double_backward(saved.state, x, saved.gamma, dy, ddx, ddgamma, ddbeta, **written)
-    return DoubleBackward(**results.arrays)
+        kernels.double_backward(state, x, gamma, dy, ddx, ddgamma, ddbeta, ddy=ddy_view, dx=dx_view, dgamma=dgamma)
+    return new_double_backward(ddy, dx, dgamma, dmean, dvar)
 
 
 def hvp(
@@ -365,21 +396,28 @@ def hvp(
     Derivation and error bound: `refbn.reference.hvp`.
     """
     saved = _validate.saved(saved)
-    dy = _validate.tensor(dy, "dy", saved.x.shape)
-    x_dot, gamma_dot, beta_dot, *rest = _directions(
-        saved, x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot, mean_dot=mean_dot, var_dot=var_dot
-    )
-    results = _Results(out, None, _inputs(saved, dy, x_dot, gamma_dot, beta_dot, *rest), **_gradients(saved))
+    dy = _validate.tensor(dy, "dy", saved.geometry.shape)
+    x_dot = _tensor_or_zeros(x_dot, "x_dot", saved)
+    gamma_dot = _vector_or_zeros(gamma_dot, "gamma_dot", saved)
+    beta_dot = _vector_or_zeros(beta_dot, "beta_dot", saved)
+    mean_dot = _frozen_or_zeros(mean_dot, "mean_dot", saved)
+    var_dot = _frozen_or_zeros(var_dot, "var_dot", saved)
+    dx, dgamma, dbeta, dmean, dvar = _gradients(saved)
+    if out is not None:
+        inputs = _inputs(saved, dy, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
+        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
+            out, None, inputs, dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
+        )
 
+    state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
-    x, dy, x_dot, dx = saved.geometry.canonical(saved.x, _geometry.native(dy), x_dot, results["dx"])
-    written = results.but(dx=dx)
+    x, dy, x_dot, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), x_dot, dx)
     if saved.frozen:
-        mean_dot, var_dot = rest
-        kernels.inference_hvp(saved.state, x, saved.gamma, dy, x_dot, mean_dot, var_dot, gamma_dot, **written)
+        written = {"dx": dx_view, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
+        kernels.inference_hvp(state, x, gamma, dy, x_dot, mean_dot, var_dot, gamma_dot, **written)
     else:
-        kernels.hvp(saved.state, x, saved.gamma, dy, x_dot, gamma_dot, **written)
-    return SecondOrder(**results.arrays)
+        kernels.hvp(state, x, gamma, dy, x_dot, gamma_dot, dx=dx_view, dgamma=dgamma, dbeta=dbeta)
+    return new_second_order(dx, dgamma, dbeta, dmean, dvar)
 
 
 def taylor(
@@ -421,16 +459,16 @@ def taylor(
     coefficients = _validate.series(x_series, "x_series")
     x0, axis = _validate.input_tensor(coefficients[0], channel_axis, "x_series[0]")
     xs = [x0, *(_validate.tensor(c, f"x_series[{k}]", x0.shape) for k, c in enumerate(coefficients[1:], 1))]
-    _validate.filled(x0.shape, axis, "x_series")
-    eps = _validate.epsilon(eps)
     geometry = _geometry.batch_norm(x0.shape, axis)
-    dtype = x0.dtype.newbyteorder("=")
+    _validate.filled(geometry, "x_series")
+    eps = _validate.epsilon(eps)
+    dtype = _validate.result_dtype(None, x0.dtype)
     gammas = _vector_series(gamma_series, "gamma_series", 1, len(xs), geometry, axis, dtype)
     betas = _vector_series(beta_series, "beta_series", 0, len(xs), geometry, axis, dtype)
     _, kernels = _backend(backend, "taylor")
 
     ys = np.empty((len(xs), *x0.shape), dtype)
-    views = geometry.canonical(*map(_geometry.native, xs), *ys)
+    views = tuple(geometry.canonical(*map(_geometry.native, xs), *ys))
     kernels.taylor(views[: len(xs)], gammas, betas, eps, y=views[len(xs) :])
     return ys
 
@@ -488,7 +526,7 @@ def hessian(saved: Saved, dy: Any) -> Hessian:
         C1, C4, C8, C20.
     """
     saved = _validate.saved(saved)
-    dy = _validate.tensor(dy, "dy", saved.x.shape)
+    dy = _validate.tensor(dy, "dy", saved.geometry.shape)
     shape, channels = saved.x.shape, saved.geometry.affine_shape
     _validate.dense(max(saved.x.size**2, saved.x.size * channels[0]), "saved")
     dx_dx = np.zeros((*shape, *shape), saved.dtype)
@@ -501,23 +539,35 @@ def hessian(saved: Saved, dy: Any) -> Hessian:
 # ---- the steps ---------------------------------------------------------------------------------------------------
 
 
-class _Results:
-    """The arrays that a pass writes: the caller's from ``out`` where given, new ones elsewhere."""
+def _like(a: Array, dtype: np.dtype[Any]) -> Array:
+    """Allocate a result of an array's shape, in its memory order."""
+    return np.empty(a.shape, dtype) if a.flags.c_contiguous else np.empty_like(a, dtype=dtype)
 
-    def __init__(self, out: Any, main: str | None, inputs: tuple[Array, ...], **fresh: Array) -> None:
-        expected = {name: (a.shape, a.dtype) for name, a in fresh.items()}
-        self.arrays = {**fresh, **_validate.outputs(out, expected, main, inputs)}
 
-    def __getitem__(self, name: str) -> Array:
-        return self.arrays[name]
+def _gradients(saved: Saved, dbeta: bool = True) -> tuple[Any, ...]:
+    """Allocate dx, dgamma, dbeta, dmean and dvar: parameters' gradients in their own formats, None for no inputs."""
+    gamma, beta, mean, var = saved.gamma, saved.beta, saved.mean, saved.var
+    return (
+        _like(saved.x, saved.dtype),
+        np.empty(gamma.shape, gamma.dtype),
+        np.empty(beta.shape, beta.dtype) if dbeta else None,
+        None if mean is None else np.empty(mean.shape, mean.dtype),
+        None if var is None else np.empty(var.shape, var.dtype),
+    )
 
-    def but(self, **views: Array) -> dict[str, Array]:
-        """Return all results, some of them seen canonically."""
-        return {**self.arrays, **views}
+
+def _inputs(saved: Saved, *more: Array | None) -> tuple[Array | None, ...]:
+    """List all arrays that a derivative pass reads."""
+    return (saved.x, saved.gamma, saved.beta, saved.mean, saved.var, *more)
 
 
 def _backend(name: str | None, operation: str = "forward") -> tuple[str, Backend]:
-    name = backends.first() if name is None else _validate.backend(name, backends.TABLE)
+    return _offering(None if name is None else _validate.backend(name, backends.TABLE), operation)
+
+
+@cache
+def _offering(name: str | None, operation: str) -> tuple[str, Backend]:
+    name = backends.first() if name is None else name
     try:
         kernels = backends.load(name)
     except ImportError as error:
@@ -526,65 +576,36 @@ def _backend(name: str | None, operation: str = "forward") -> tuple[str, Backend
     return name, kernels
 
 
-def _like(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Allocate a result of x's shape, in x's memory order."""
-    return np.empty_like(x, dtype=dtype)
-
-
-def _statistics(geometry: _geometry.Geometry, dtype: np.dtype[Any]) -> dict[str, Array]:
-    return {name: np.empty(geometry.affine_shape, dtype) for name in ("mean", "var", "invstd")}
-
-
 def _vector(value: Any, argument: str, geometry: _geometry.Geometry, axis: int) -> Array:
-    return _geometry.native(_validate.vector(value, argument, geometry.groups, axis))
+    return _geometry.native(_validate.vector(value, argument, geometry.affine_shape, axis))
 
 
-def _affine(
-    gamma: Any, beta: Any, geometry: _geometry.Geometry, axis: int, dtype: np.dtype[Any]
-) -> tuple[Array, Array]:
-    shape = geometry.affine_shape
-    return (
-        np.ones(shape, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis),
-        np.zeros(shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis),
-    )
+def _ones(geometry: _geometry.Geometry, dtype: np.dtype[Any]) -> Array:
+    ones = np.empty(geometry.affine_shape, dtype)
+    ones.fill(1)  # np.ones takes a microsecond
+    return ones
 
 
-def _directions(saved: Saved, **given: Any) -> list[Array]:
-    """Return tangents or cotangents of x, gamma, beta and, for frozen statistics, mean and var; zeros if left out."""
-    (x_name, x_value), *vectors = given.items()
-    if not saved.frozen:
-        _validate.no_frozen_arguments(**dict(vectors[2:]))
-        vectors = vectors[:2]
-    shape, axis = saved.x.shape, saved.geometry.group_axes[0]
-    if x_value is None:
-        moved = _geometry.zeros(shape, saved.dtype)
-    else:
-        moved = _geometry.native(_validate.tensor(x_value, x_name, shape))
-    return [
-        moved,
-        *(
-            _geometry.zeros(saved.geometry.affine_shape, saved.dtype)
-            if value is None
-            else _vector(value, name, saved.geometry, axis)
-            for name, value in vectors
-        ),
-    ]
+def _tensor_or_zeros(value: Any, argument: str, saved: Saved) -> Array:
+    """Return a tangent or cotangent of x's shape; zeros if it was left out."""
+    if value is None:
+        return _geometry.zeros(saved.geometry.shape, saved.dtype)
+    return _geometry.native(_validate.tensor(value, argument, saved.geometry.shape))
 
 
-def _inputs(saved: Saved, *more: Array) -> tuple[Array, ...]:
-    own = (saved.x, saved.gamma, saved.beta, saved.mean, saved.var)
-    return (*(a for a in own if a is not None), *more)
+def _vector_or_zeros(value: Any, argument: str, saved: Saved) -> Array:
+    """Return a tangent or cotangent of gamma or beta; zeros if it was left out."""
+    if value is None:
+        return _geometry.zeros(saved.geometry.affine_shape, saved.dtype)
+    return _vector(value, argument, saved.geometry, saved.geometry.group_axes[0])
 
 
-def _gradients(saved: Saved) -> dict[str, Array]:
-    """Allocate the results of `backward`: parameters' gradients in the parameters' own formats."""
-    parameters = {"dgamma": saved.gamma, "dbeta": saved.beta}
-    if saved.mean is not None and saved.var is not None:
-        parameters |= {"dmean": saved.mean, "dvar": saved.var}
-    return {
-        "dx": _like(saved.x, saved.dtype),
-        **{name: np.empty(a.shape, a.dtype) for name, a in parameters.items()},
-    }
+def _frozen_or_zeros(value: Any, argument: str, saved: Saved) -> Any:
+    """Return a tangent or cotangent of frozen statistics; None where they are no inputs."""
+    if saved.frozen:
+        return _vector_or_zeros(value, argument, saved)
+    _validate.no_frozen_argument(value, argument)
+    return None
 
 
 def _vector_series(

@@ -83,6 +83,7 @@ BINARY64 = Format("float64", "f64", 53, -1022, 1023)
 FORMATS = (BINARY16, BFLOAT16, BINARY32, BINARY64)
 
 _BY_NAME = {f.name: f for f in FORMATS}
+_BY_DTYPE: dict[np.dtype[Any], Format] = {}  # what has been asked for: a dtype takes microseconds to tell its name
 
 
 def format_of(dtype: npt.DTypeLike) -> Format:
@@ -93,7 +94,11 @@ def format_of(dtype: npt.DTypeLike) -> Format:
     KeyError
         If the dtype is not one of the four (integers, complex, longdouble, object, float8, …).
     """
-    return _BY_NAME[np.dtype(dtype).name]
+    dtype = np.dtype(dtype)
+    found = _BY_DTYPE.get(dtype)
+    if found is None:
+        found = _BY_DTYPE[dtype] = _BY_NAME[dtype.name]
+    return found
 
 
 def load(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -8,14 +8,27 @@ other splits of the same axes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refbn._formats import Array
 
 __all__ = ["Geometry", "batch_norm", "native", "zeros"]
+
+
+_MOST_VIEWS = 64  # that a geometry remembers
+
+
+class _View(NamedTuple):
+    """How tensors of certain strides are seen canonically: transposed, then, if axes merge, reshaped."""
+
+    axes: tuple[int, ...] | None  # None: all of them reversed, for which NumPy has a quicker way
+    shape: tuple[int, ...] | None  # None: as it is after that
 
 
 @dataclass(frozen=True)
@@ -28,51 +41,75 @@ class Geometry:
         The tensor's shape.
     group_axes, reduced_axes, affine_axes : tuple of int
         The split, in increasing order.
+    groups : int
+        How many sets of statistics there are.
+    count : int
+        m, how many elements each set of statistics runs over.
+    affine_shape : tuple of int
+        The shape of gamma and beta.
     """
 
     shape: tuple[int, ...]
     group_axes: tuple[int, ...]
     reduced_axes: tuple[int, ...]
     affine_axes: tuple[int, ...]
+    groups: int = field(init=False, repr=False, compare=False)
+    count: int = field(init=False, repr=False, compare=False)
+    affine_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _views: dict[tuple[int, ...], _View] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @property
-    def groups(self) -> int:
-        """How many sets of statistics there are."""
-        return _product(self.shape, self.group_axes)
+    def __post_init__(self) -> None:
+        derived = {
+            "groups": math.prod(self.shape[axis] for axis in self.group_axes),
+            "count": math.prod(self.shape[axis] for axis in self.reduced_axes),
+            "affine_shape": tuple(self.shape[axis] for axis in self.affine_axes),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
-    @property
-    def count(self) -> int:
-        """m, how many elements each set of statistics runs over."""
-        return _product(self.shape, self.reduced_axes)
-
-    @property
-    def affine_shape(self) -> tuple[int, ...]:
-        """The shape of gamma and beta."""
-        return tuple(self.shape[axis] for axis in self.affine_axes)
-
-    def canonical(self, *tensors: Array) -> tuple[Array, ...]:
+    def canonical(self, *tensors: Array) -> list[Array]:
         """View tensors of this shape as ``(G, R1, …, Rk)``, alike for all of them, without a copy.
 
         The reduced axes are ordered as the first tensor lies in memory, and neighbours are merged where the strides of
         *all* tensors allow it: contiguous and channels-last tensors end with k ≤ 2.
         """
-        lead = tensors[0].strides
+        key: tuple[int, ...] = ()
+        for t in tensors:
+            key += t.strides
+        view = self._views.get(key)
+        if view is None:
+            view = self._view([t.strides for t in tensors])
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            self._views[key] = view
+        axes, shape = view
+        views = []
+        for t in tensors:  # plain loops: before Python 3.12 a comprehension costs as much as two transpositions
+            views.append(t.T if axes is None else t.transpose(axes))
+        return views if shape is None else [v.reshape(shape, copy=False) for v in views]
+
+    def _view(self, strides: Sequence[tuple[int, ...]]) -> _View:
+        lead = strides[0]
         axes = [axis for axis in self.reduced_axes if self.shape[axis] != 1]
         axes.sort(key=lambda axis: -abs(lead[axis]))
         extents: list[int] = []
         last = -1
         for axis in axes:
             extent = self.shape[axis]
-            if extents and all(t.strides[last] == t.strides[axis] * extent for t in tensors):
+            if extents and all(s[last] == s[axis] * extent for s in strides):
                 extents[-1] *= extent
             else:
                 extents.append(extent)
             last = axis
-        shape = (self.groups, *(extents or [1]))
         order = (*self.group_axes, *axes, *(axis for axis in self.reduced_axes if self.shape[axis] == 1))
-        return tuple(t.transpose(order).reshape(shape, copy=False) for t in tensors)
+        shape = (self.groups, *(extents or [1]))
+        return _View(
+            None if order == tuple(reversed(range(len(order)))) else order,
+            None if shape == tuple(self.shape[axis] for axis in order) else shape,
+        )
 
 
+@lru_cache(maxsize=256)
 def batch_norm(shape: tuple[int, ...], channel_axis: int) -> Geometry:
     """Return batch norm's split: statistics for each index of the channel axis, over all others."""
     channel = channel_axis % len(shape)
@@ -82,18 +119,12 @@ def batch_norm(shape: tuple[int, ...], channel_axis: int) -> Geometry:
 
 def native(array: Array) -> Array:
     """Return the array itself, or a copy if its elements are byte-swapped or lie misaligned."""
-    if array.dtype.isnative and array.flags.aligned:
+    if array.flags.aligned and array.dtype.isnative:
         return array
     return array.astype(array.dtype.newbyteorder("="))
 
 
+@lru_cache(maxsize=256)
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return a read-only view of a single zero: how a tensor that was left out looks to a kernel."""
     return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def _product(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
-    product = 1
-    for axis in axes:
-        product *= shape[axis]
-    return product

@@ -26,6 +26,7 @@ from refbn._errors import (
     ShapeError,
 )
 from refbn._formats import FORMATS, format_of
+from refbn._geometry import Geometry
 from refbn._types import Array, Saved
 
 __all__ = ["CONSTRAINTS"]
@@ -60,6 +61,8 @@ CONSTRAINTS: dict[str, str] = {
 DENSE_LIMIT = 2**26
 THREAD_LIMIT = 1024  # REFBN_MAX_THREADS of the C core
 
+_SEEN: set[np.dtype[Any]] = set()  # dtypes of supported formats
+
 
 def fail(
     kind: type[RefbnError], argument: str, label: str, message: str, cause: BaseException | None = None
@@ -73,6 +76,8 @@ def fail(
 
 def array(value: Any, argument: str) -> Array:
     """Return ``value`` as an ndarray of a supported format, without a copy where its memory can be seen. (C1)."""
+    if type(value) is np.ndarray and value.dtype in _SEEN:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         fail(DtypeError, argument, "C1", "a masked array, expected one without a mask")
     if isinstance(value, np.ndarray):
@@ -88,6 +93,7 @@ def array(value: Any, argument: str) -> Array:
         format_of(result.dtype)
     except KeyError:
         fail(DtypeError, argument, "C1", f"dtype {result.dtype}, expected one of {_format_names()}")
+    _SEEN.add(result.dtype)
     return result
 
 
@@ -141,42 +147,42 @@ def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
     return result
 
 
-def vector(value: Any, argument: str, channels: int, channel_axis: int) -> Array:
+def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int) -> Array:
     """Return an array of shape (C,). (C1, C3)."""
     result = array(value, argument)
-    if result.shape != (channels,):
+    if result.shape != shape:
         where = f"the size of x along channel_axis={channel_axis}"
-        fail(ShapeError, argument, "C3", f"shape {result.shape}, expected ({channels},), {where}")
+        fail(ShapeError, argument, "C3", f"shape {result.shape}, expected {shape}, {where}")
     return result
 
 
 def input_tensor(value: Any, channel_axis: Any, argument: str = "x") -> tuple[Array, int]:
     """Return x and its channel axis counted from the front. (C1, C2)."""
     x = array(value, argument)
-    if not 2 <= x.ndim <= 32:
-        fail(ShapeError, argument, "C2", f"{x.ndim} axes, expected 2 to 32")
-    if isinstance(channel_axis, bool) or not isinstance(channel_axis, (int, np.integer)):
+    ndim = x.ndim
+    if not 2 <= ndim <= 32:
+        fail(ShapeError, argument, "C2", f"{ndim} axes, expected 2 to 32")
+    if type(channel_axis) is int:
+        axis = channel_axis
+    elif isinstance(channel_axis, bool) or not isinstance(channel_axis, (int, np.integer)):
         fail(DtypeError, "channel_axis", "C2", f"{channel_axis!r}, expected an int")
-    axis = int(channel_axis)
-    if not -x.ndim <= axis < x.ndim:
-        fail(
-            AxisError,
-            "channel_axis",
-            "C2",
-            f"{axis}, expected {-x.ndim} to {x.ndim - 1} for x of {x.ndim} axes",
-        )
-    return x, axis % x.ndim
+    else:
+        axis = int(channel_axis)
+    if not -ndim <= axis < ndim:
+        fail(AxisError, "channel_axis", "C2", f"{axis}, expected {-ndim} to {ndim - 1} for x of {ndim} axes")
+    return x, axis % ndim
 
 
-def filled(shape: tuple[int, ...], channel_axis: int, argument: str = "x") -> None:
+def filled(geometry: Geometry, argument: str = "x") -> None:
     """Training needs elements. (C6)."""
-    for axis, size in enumerate(shape):
-        if size == 0 and axis != channel_axis:
-            fail(ShapeError, argument, "C6", f"shape {shape} has no element per channel, expected at least one")
+    if geometry.count == 0:
+        fail(ShapeError, argument, "C6", f"shape {geometry.shape} has no element per channel, expected at least one")
 
 
 def frozen_variance(var: Array) -> None:
     """A variance is no negative number. (C7)."""
+    if 1 not in np.signbit(var).tobytes():
+        return
     with np.errstate(invalid="ignore"):
         negative = np.flatnonzero(var.astype(np.float64) < 0)
     if negative.size:
@@ -211,6 +217,8 @@ def dense(size: int, argument: str) -> None:
 
 def epsilon(value: Any, argument: str = "eps") -> float:
     """Return ε as the binary64 number that was given. (C5)."""
+    if type(value) is float and 0 <= value < math.inf:
+        return value
     eps = _real(value, argument, "C5")
     if not (math.isfinite(eps) and eps >= 0):
         fail(DomainError, argument, "C5", f"{eps}, expected a finite number >= 0")
@@ -251,9 +259,9 @@ def dialect(value: Any) -> dialects.Dialect:
 
 
 def result_dtype(value: Any, default: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the format of the results. (C15)."""
+    """Return the format of the results, in native byte order. (C15)."""
     if value is None:
-        return default
+        return default if default.isnative else default.newbyteorder("=")
     try:
         return format_of(value).dtype
     except (KeyError, TypeError) as error:
@@ -268,12 +276,11 @@ def saved(value: Any) -> Saved:
     return value
 
 
-def no_frozen_arguments(**arguments: Any) -> None:
+def no_frozen_argument(value: Any, argument: str) -> None:
     """Statistics computed from x are no inputs of their own. (C9)."""
-    for argument, value in arguments.items():
-        if value is not None:
-            message = "given with a Saved of forward, expected None: only inference takes mean and var as inputs"
-            fail(SavedError, argument, "C9", message)
+    if value is not None:
+        message = "given with a Saved of forward, expected None: only inference takes mean and var as inputs"
+        fail(SavedError, argument, "C9", message)
 
 
 def backend(name: Any, table: Iterable[str]) -> str:
@@ -348,30 +355,24 @@ def threads_variable(text: str, argument: str) -> int:
 # ---- outputs ---------------------------------------------------------------------------------------------------
 
 
-def outputs(
-    out: Any,
-    expected: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
-    main: str | None,
-    inputs: Iterable[Array],
-) -> dict[str, Array]:
-    """Return the arrays that the caller wants results in, by result name. (C10 to C13).
+def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: Array | None) -> Iterable[Any]:
+    """Return the arrays that results go to: the caller's where ``out`` has one, ``new`` ones elsewhere. (C10 to C13).
 
     Parameters
     ----------
-    out : ndarray, mapping or None
+    out : ndarray or mapping
         As the public functions take it.
-    expected : mapping
-        Shape and dtype of each result that may be asked for.
     main : str or None
         The result that a bare array stands for, if there is one.
-    inputs : iterable of ndarray
+    inputs : iterable of ndarray or None
         What the outputs must not overlap.
+    **new : ndarray or None
+        The results by name, of the right shapes and dtypes; None for one that the pass does not have.
     """
-    if out is None:
-        return {}
+    own = {name: array for name, array in new.items() if array is not None}
     if isinstance(out, np.ndarray):
         if main is None:
-            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {', '.join(expected)}")
+            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {', '.join(own)}")
         out = {main: out}
     if not isinstance(out, Mapping):
         fail(
@@ -380,18 +381,18 @@ def outputs(
             "C10",
             f"{_kind(out)}, expected an array or a mapping from result names to arrays",
         )
-    for name, target in out.items():
-        if name not in expected:
-            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {', '.join(expected)}")
-        _output(target, f"out[{name!r}]", *expected[name])
     arrays = dict(out)
-    inputs = tuple(inputs)
     for name, target in arrays.items():
-        others = [*inputs, *(other for key, other in arrays.items() if key != name)]
+        if name not in own:
+            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {', '.join(own)}")
+        _output(target, f"out[{name!r}]", own[name].shape, own[name].dtype)
+    read = [array for array in inputs if array is not None]
+    for name, target in arrays.items():
+        others = [*read, *(other for key, other in arrays.items() if key != name)]
         if any(_overlap(target, other) for other in others):
             message = "shares memory with an input or another output, expected memory of its own"
             fail(LayoutError, f"out[{name!r}]", "C13", message)
-    return arrays
+    return {**new, **arrays}.values()
 
 
 def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -421,6 +422,8 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _self_overlaps(a: Array) -> bool:
     """Whether two indices may meet at one address (sufficient for distinct: each stride spans all smaller axes)."""
+    if a.flags.forc:
+        return False  # contiguous
     reach = a.itemsize
     for stride, extent in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True) if n > 1):
         if stride < reach:

@@ -19,6 +19,16 @@ def nearest_even(value, fmt):
     return round(value / step) * step  # Fraction.__round__ takes ties to even
 
 
+def test_only_the_four_are_formats():
+    for dtype in (np.int32, np.longdouble, complex, object, "float8_e5m2"):
+        for _ in range(2):  # not the second time either
+            with pytest.raises((KeyError, TypeError)):
+                format_of(dtype)
+    for name in ("float16", "float32", "float64"):
+        dtype = np.dtype(name)
+        assert format_of(dtype) is format_of(dtype.newbyteorder("S")) is format_of(name) is format_of(dtype.type)
+
+
 @formats
 def test_format_describes_dtype(fmt):
     dtype = fmt.dtype

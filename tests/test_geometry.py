@@ -46,6 +46,34 @@ def test_canonical_views_agree_and_share_memory(shape, data):
             assert sorted(group.ravel()) == sorted(channel.ravel())
 
 
+def test_views_that_were_seen_before_are_the_same_and_not_many_are_kept():
+    geometry = _geometry.batch_norm((4, 3, 5), 1)
+    assert geometry is _geometry.batch_norm((4, 3, 5), 1)
+    base = np.arange(400 * 60.0)
+    layouts = [base[: 60 * k].reshape(4, 3, 5, k)[..., 0] for k in range(1, 200)]
+    fresh = [_geometry.batch_norm.__wrapped__((4, 3, 5), 1).canonical(x, x) for x in layouts]
+    for _ in range(2):
+        for x, expected in zip(layouts, fresh, strict=True):
+            for view, other in zip(geometry.canonical(x, x), expected, strict=True):
+                assert (view.shape, view.strides) == (other.shape, other.strides)
+                assert view.__array_interface__["data"] == other.__array_interface__["data"]
+    assert 0 < len(geometry._views) <= 64
+    assert geometry == _geometry.batch_norm.__wrapped__((4, 3, 5), 1)
+    assert hash(geometry) == hash(_geometry.batch_norm.__wrapped__((4, 3, 5), 1))
+
+
+def test_tensors_of_different_layouts_are_seen_alike():
+    """The axes can be merged in the first tensor, not in the second; then the other way round."""
+    geometry = _geometry.batch_norm((4, 3, 5), 0)
+    dense, loose = np.arange(60.0).reshape(4, 3, 5), np.arange(120.0).reshape(4, 3, 10)[..., ::2]
+    for _ in range(2):  # the second time from what was kept
+        assert [v.shape for v in geometry.canonical(dense, dense)] == [(4, 15)] * 2
+        assert [v.shape for v in geometry.canonical(loose, loose)] == [(4, 15)] * 2
+        gap = np.arange(4 * 3 * 7.0).reshape(4, 3, 7)[..., :5]
+        assert [v.shape for v in geometry.canonical(dense, gap)] == [(4, 3, 5)] * 2
+        assert [v.shape for v in geometry.canonical(gap, dense)] == [(4, 3, 5)] * 2
+
+
 def test_native_copies_only_what_it_must():
     x = np.arange(6.0)
     assert _geometry.native(x) is x

@@ -193,6 +193,36 @@ def test_good_calls_at_the_edges_pass():
     assert refbn.BatchNorm(4, dialect="keras", channel_axis=1).forward(X[:1, :, :1]).y.shape == (1, 4, 1)
 
 
+def test_what_is_no_plain_array_is_seen_as_one():
+    class Labelled(np.ndarray):
+        pass
+
+    expected = refbn.forward(X, VEC, VEC)
+    odd = np.zeros(X.nbytes + 1, np.uint8)[1:].view(X.dtype).reshape(X.shape)
+    odd[:] = X
+    swapped = X.dtype.newbyteorder("S")
+    for x in (X.view(Labelled), odd, X.astype(swapped), odd.copy().astype(swapped)):
+        for _ in range(2):  # a second call knows the dtype
+            fwd = refbn.forward(x, VEC.astype(swapped), VEC.view(Labelled))
+            assert type(fwd.y) is type(fwd.saved.x) is type(fwd.saved.beta) is np.ndarray
+            assert fwd.y.dtype.isnative and fwd.saved.gamma.dtype.isnative
+            np.testing.assert_array_equal(fwd.y, expected.y)
+            with pytest.raises(refbn.ShapeError):
+                refbn.forward(x, VEC[:3].astype(swapped))
+
+
+def test_negative_variances_are_found_in_any_format():
+    for dtype in (np.float16, np.float32, np.float64, BFLOAT16.dtype):
+        var = VEC.astype(dtype)
+        for good in (0.0, -0.0, np.nan, -np.nan, np.inf):
+            var[2] = good
+            refbn.inference(X, VEC, var)
+        for bad in (-1.0, -np.inf, -np.finfo(np.float16).smallest_subnormal):
+            var[2] = bad
+            with pytest.raises(refbn.DomainError, match=r"at index 2, expected values >= 0 \[C7\]"):
+                refbn.inference(X, VEC, var[::-1][::-1])
+
+
 def test_the_documented_table():
     page = (Path(__file__).parents[1] / "docs" / "constraints.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| C")]
