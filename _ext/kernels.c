@@ -249,7 +249,8 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_so
                 hi[lane] = hi[0], lo[lane] = lo[0];
         }
     }
-    const double additions = (double)(refbn_tiles(job->call, unit) + size * REFBN_ROW + REFBN_LANES);
+    const double pieces = (double)refbn_tiles(job->call, unit) + (double)refbn_runs(job->call);
+    const double additions = pieces + (double)(size * REFBN_ROW + REFBN_LANES);
     uint64_t inexact = !(g && u);
     for (int rank = 0; rank < size; rank++)
         inexact |= members[rank].inexact;
@@ -283,6 +284,21 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_so
         }
 }
 
+/* The tile after `index`; after the last one, the first one of the unit that comes next as a rule. */
+static void refbn_prefetch_next(const refbn_job *job, const refbn_unit *unit, ptrdiff_t index, ptrdiff_t last,
+                                const refbn_tensor *tensor, int write)
+{
+    refbn_unit of = *unit;
+    index++;
+    if (index == last && job->team->size == 1) {
+        of.group += of.groups;
+        if (of.group + of.groups > job->call->geometry.groups)
+            return;
+        index = 0;
+    }
+    refbn_prefetch(job->call, &of, index, tensor, write);
+}
+
 static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g, int u)
 {
     refbn_totals *totals = job->totals + job->team->rank;
@@ -297,13 +313,19 @@ static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solut
     ptrdiff_t index, last;
     for (refbn_share(job, unit, &index, &last); index < last; index++) {
         const refbn_tile tile = refbn_tile_at(job->call, unit, index);
-        refbn_rows in[3];
-        in[0] = in[1] = in[2] = refbn_part(job, unit, tile, 0, s, buffers.of[0]);
-        if (g)
-            in[1] = refbn_part(job, unit, tile, 1, s, buffers.of[1]);
-        if (u)
-            in[2] = refbn_part(job, unit, tile, 2, s, buffers.of[2]);
-        refbn_sum_tile(s->mode, in, tile, s->pivot, totals, moments, g, u);
+        for (int which = 0; which < 3; which++)
+            if (which == 0 || (which == 1 ? g : u))
+                refbn_prefetch_next(job, unit, index, last, refbn_input(job->call, which), 0);
+        for (refbn_tile rest = tile; rest.count > 0;) {
+            const refbn_tile piece = refbn_next_piece(job->call, unit, &rest);
+            refbn_rows in[3];
+            in[0] = in[1] = in[2] = refbn_part(job, unit, piece, 0, s, buffers.of[0]);
+            if (g)
+                in[1] = refbn_part(job, unit, piece, 1, s, buffers.of[1]);
+            if (u)
+                in[2] = refbn_part(job, unit, piece, 2, s, buffers.of[2]);
+            refbn_sum_tile(s->mode, in, piece, s->pivot, totals, moments, g, u);
+        }
     }
     refbn_meet(job);
     refbn_collect(job, unit, s, moments, g, u);
@@ -606,15 +628,22 @@ static uint64_t refbn_sweep_combine(refbn_job *job, const refbn_unit *unit, cons
             continue;
         const refbn_tile tile = refbn_tile_at(job->call, unit, index);
         refbn_buffers buffers;
-        refbn_rows in[3] = {{0}};
         uint64_t undecided = 0;
         for (int which = 0; which < REFBN_TENSORS; which++)
-            if (is->tensors >> which & 1) {
-                const uint64_t bad = refbn_write_tensor(job, unit, tile, s, which, in, &buffers);
+            if (is->tensors >> which & 1)
+                refbn_prefetch_next(job, unit, index, last, refbn_tensor_output(job->call, which), 1);
+        for (refbn_tile rest = tile; rest.count > 0;) {
+            const refbn_tile piece = refbn_next_piece(job->call, unit, &rest);
+            refbn_rows in[3] = {{0}};
+            for (int which = 0; which < REFBN_TENSORS; which++) {
+                if (!(is->tensors >> which & 1))
+                    continue;
+                const uint64_t bad = refbn_write_tensor(job, unit, piece, s, which, in, &buffers);
                 if (bad && job->call->decided)
-                    pending->elements += refbn_count_undecided(job, unit, tile, s, which);
+                    pending->elements += refbn_count_undecided(job, unit, piece, s, which);
                 undecided |= bad;
             }
+        }
         flags[index] = unit->by_groups ? undecided & every : undecided != 0;
         all |= flags[index];
     }

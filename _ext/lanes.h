@@ -67,6 +67,16 @@ static REFBN_INLINE refbn_v refbn_select(refbn_vi mask, refbn_v a, refbn_v b)
     return (refbn_v)(((refbn_vi)a & mask) | ((refbn_vi)b & ~mask));
 }
 
+/* a | (b ^ c) */
+static REFBN_INLINE refbn_vfi refbn_note_difference(refbn_vfi a, refbn_vf b, refbn_vf c)
+{
+#if defined(__AVX512F__)
+    return (refbn_vfi)_mm256_ternarylogic_epi32((__m256i)a, (__m256i)b, (__m256i)c, 0xf6);
+#else
+    return a | ((refbn_vfi)b ^ (refbn_vfi)c);
+#endif
+}
+
 static REFBN_INLINE int64_t refbn_any(refbn_vi a)
 {
     int64_t all = 0;

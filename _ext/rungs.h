@@ -71,6 +71,21 @@ static REFBN_INLINE refbn_v refbn_number(const char *row, int lane)
     return refbn_load((const double *)(const void *)row + lane);
 }
 
+/* Ask for what the loops come to 64 rows later: the hardware alone does not keep up. */
+static REFBN_INLINE void refbn_ahead(const char *row, ptrdiff_t stride, int bytes)
+{
+#pragma GCC unroll 4
+    for (int byte = 0; byte < bytes; byte += 64)
+        __builtin_prefetch(row + 64 * stride + byte, 0, 2);
+}
+
+static REFBN_INLINE void refbn_ahead_to_write(char *row, ptrdiff_t stride, int bytes)
+{
+#pragma GCC unroll 4
+    for (int byte = 0; byte < bytes; byte += 64)
+        __builtin_prefetch(row + 64 * stride + byte, 1, 2);
+}
+
 /* How a sweep of sums takes its numbers. */
 enum {
     REFBN_QUICK,   /* binary32; sums in plain binary64 */
@@ -153,6 +168,11 @@ static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, re
         const char *x = in[0].data + column * size, *dy = in[1].data + column * size;
         const char *x_dot = in[2].data + column * size;
         for (int row = 0; row < tile.rows; row++) {
+            refbn_ahead(x, in[0].stride, unroll * REFBN_WIDTH * size);
+            if (g)
+                refbn_ahead(dy, in[1].stride, unroll * REFBN_WIDTH * size);
+            if (u)
+                refbn_ahead(x_dot, in[2].stride, unroll * REFBN_WIDTH * size);
 #pragma GCC unroll 4
             for (int j = 0; j < unroll; j++) {
                 const int lane = j * REFBN_WIDTH;
@@ -271,6 +291,11 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
             data[k] = in[k].data + column * 4;
         char *to = out.data + column * 4;
         for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 3
+            for (int k = 0; k < terms; k++)
+                refbn_ahead(data[k], in[k].stride, unroll * REFBN_WIDTH * 4);
+            if (!ends)
+                refbn_ahead_to_write(to, out.stride, unroll * REFBN_WIDTH * 4);
 #pragma GCC unroll 4
             for (int j = 0; j < unroll; j++) {
                 refbn_v v = c[j].hi[3], e = c[j].bound[3];
@@ -288,7 +313,7 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
                     refbn_store(ends->high + row * tile.columns + column + j * REFBN_WIDTH, high);
                 } else {
                     const refbn_vf from = refbn_narrow(low);
-                    bad[j] |= (refbn_vfi)from ^ (refbn_vfi)refbn_narrow(high);
+                    bad[j] = refbn_note_difference(bad[j], from, refbn_narrow(high));
                     *(refbn_vf_in_memory *)(void *)(to + j * REFBN_WIDTH * 4) = from;
                 }
             }
@@ -329,6 +354,11 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
             data[k] = in[k].data + column * 8;
         char *to = out.data + column * 8;
         for (int row = 0; row < tile.rows; row++) {
+#pragma GCC unroll 3
+            for (int k = 0; k < terms; k++)
+                refbn_ahead(data[k], in[k].stride, unroll * REFBN_WIDTH * 8);
+            if (!ends)
+                refbn_ahead_to_write(to, out.stride, unroll * REFBN_WIDTH * 8);
 #pragma GCC unroll 2
             for (int j = 0; j < unroll; j++) {
                 refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];

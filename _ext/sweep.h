@@ -154,6 +154,29 @@ static inline char *refbn_next_run(const refbn_call *call, const refbn_tensor *t
     return data + (taken - geometry->extent[1]) * tensor->stride[1] + tensor->stride[0];
 }
 
+static inline ptrdiff_t refbn_runs(const refbn_call *call)
+{
+    return call->geometry.count / (call->geometry.extent[call->geometry.ndim - 1] + (call->geometry.count == 0));
+}
+
+/* Where memory may be used in place but for the end of a run, a tile is used in pieces, none of which runs over an end.
+ * `rest`, a tile at first, is what is left after the piece. */
+static inline refbn_tile refbn_next_piece(const refbn_call *call, const refbn_unit *unit, refbn_tile *rest)
+{
+    const refbn_geometry *geometry = &call->geometry;
+    const ptrdiff_t extent = geometry->extent[geometry->ndim - 1];
+    refbn_tile piece = *rest;
+    if (geometry->ndim > 1 && (unit->by_groups || extent % REFBN_ROW == 0)) {
+        const ptrdiff_t left = extent - rest->start % extent;
+        piece.count = left < rest->count ? left : rest->count;
+        piece.rows = (int)(unit->by_groups ? piece.count : (piece.count + REFBN_ROW - 1) / REFBN_ROW);
+    }
+    rest->start += piece.count;
+    rest->count -= piece.count;
+    rest->rows -= piece.rows;
+    return piece;
+}
+
 /* Whether a tile of a tensor can be used where it lies. */
 static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
                                  const refbn_tensor *tensor, int format, refbn_rows *rows)
@@ -221,6 +244,40 @@ static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, ref
                 ((double *)buffer)[k] *= scale[lane];
         }
     return rows;
+}
+
+/* Ask for the memory of a tile ahead of its use, where the hardware would not: where memory goes by in short runs far
+ * apart. */
+static void refbn_prefetch(const refbn_call *call, const refbn_unit *unit, ptrdiff_t index, const refbn_tensor *tensor,
+                           int write)
+{
+    enum { LINE = 64, LONG = 2048 };
+    const refbn_geometry *geometry = &call->geometry;
+    const ptrdiff_t inner = tensor->stride[geometry->ndim - 1], size = refbn_size(tensor->format);
+    const ptrdiff_t extent = geometry->extent[geometry->ndim - 1];
+    ptrdiff_t row = 0;
+    if (unit->by_groups)
+        row = tensor->group_stride == size ? unit->groups * size : 0;
+    else if (inner == size && geometry->ndim > 1)
+        row = extent * size;
+    if (row == 0 || row > LONG || (unit->by_groups && row == inner) || index >= refbn_tiles(call, unit))
+        return;
+    const refbn_tile tile = refbn_tile_at(call, unit, index);
+    ptrdiff_t left;
+    char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
+    for (ptrdiff_t done = 0; done < tile.count;) {
+        left = left < tile.count - done ? left : tile.count - done;
+        const char *at = data;
+        for (ptrdiff_t k = 0; k < (unit->by_groups ? left : 1); k++, at += inner)
+            for (ptrdiff_t byte = 0; byte < (unit->by_groups ? row : left * size) + LINE - 1; byte += LINE)
+                if (write)
+                    __builtin_prefetch(at + byte, 1, 2);
+                else
+                    __builtin_prefetch(at + byte, 0, 2);
+        done += left;
+        if (done < tile.count)
+            data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
+    }
 }
 
 /* Write a tile of encoded numbers that lies in a buffer. */
