@@ -84,8 +84,9 @@ def forward(
 
     Notes
     -----
-    ``exact`` rounds the exact real result once. The other backends stay within the bound of
-    `refbn.reference.bounds` before they round once. A channel with an infinity or NaN is NaN in every output
+    ``native``, ``numba`` and ``exact`` round the exact real result of every output once, so they agree bit for bit.
+    ``reference`` computes in binary64, stays within the bound of `refbn.reference.bounds`, and rounds once more.
+    A channel with an infinity or NaN is NaN in every output
     that contains it, and so is x̂ where v + ε = 0; a result beyond the format is ±inf. Derivation:
     `refbn.reference.forward`.
 

@@ -1,11 +1,9 @@
-"""The stated error bounds against the oracle: ``python -m validation.bounds``.
+"""The textbook's stated error bounds against the oracle: ``python -m validation.bounds``.
 
-On the cases of `validation.enclosures`, each result of each backend is compared with the oracle's exact value. The
-textbook is asked for binary64, its own arithmetic, so nothing is rounded after it. Native and numba write the case's
-format, and their arithmetic (u, depth) is what they state themselves; the final rounding to that format may
-add half the wider of the two gaps beside the result. What remains of the error, over the bound, is the *fraction*: it
-must not exceed 1, and it tells how much of the bound was ever needed. 0 means that the results were never farther
-off than one rounding explains.
+The textbook is the one backend that is not correctly rounded (for the others: `validation.correct_rounding`). On the
+cases of `validation.enclosures` it is asked for binary64, its own arithmetic, so nothing is rounded after it. Its error
+against the oracle's exact value, over the bound, is the *fraction*: it must not exceed 1, and it tells how much of the
+bound was ever needed.
 
 Where a bound's preconditions do not hold (something overflows or vanishes on the way) it is infinite, nothing is
 claimed, and the channel counts as *outside*. Where v + ε = 0, every result must be NaN (invstd: infinity).
@@ -18,13 +16,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refbn import backends
-from refbn._formats import BINARY64, FORMATS, Format
+from refbn._formats import BINARY64, FORMATS
 from refbn._types import Array
 from validation import report
 from validation.cases import CASES_HELP, Batch, batches
@@ -45,10 +41,10 @@ COUNTS = {
 
 @dataclass
 class Findings:
-    """Counts by (format, backend, operation, output, count), the largest fraction by the first four, violations."""
+    """Counts by (format, operation, output, count), the largest fraction by the first three, violations."""
 
-    counts: Counter[tuple[str, str, str, str, str]] = field(default_factory=Counter)
-    largest: dict[tuple[str, str, str, str], float] = field(default_factory=dict)
+    counts: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    largest: dict[tuple[str, str, str], float] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
     def __iadd__(self, other: Findings) -> Findings:
@@ -59,87 +55,60 @@ class Findings:
         return self
 
 
-def fractions(result: Array, exact: tuple[Array, Array], bound: Array, *, rounded: bool) -> npt.NDArray[np.float64]:
-    """Return how much of the bound each error uses, after the final rounding's share (if `rounded`) is taken off.
-
-    An infinite result stands for the number that would follow the largest one.
-    """
-    form = next(form for form in FORMATS if form.dtype == result.dtype)
-    value = result.astype(np.float64)
-    overflow = np.isinf(value)
-    with np.errstate(over="ignore", invalid="ignore"):
-        infinity = np.array(np.inf, result.dtype)
-        neighbours = np.nextafter(result, infinity), np.nextafter(result, -infinity)
-        gap = np.maximum(*(abs(n.astype(np.float64) - value) for n in neighbours))
-    halves = 0.5 * np.where(np.isfinite(gap), gap, 2.0 ** (form.emax - form.precision + 1)) if rounded else 0.0
-    answer = np.zeros(value.shape)
-    columns = np.broadcast_arrays(value, exact[0], exact[1], bound, halves, overflow)
+def fractions(result: Array, exact: tuple[Array, Array], bound: Array) -> npt.NDArray[np.float64]:
+    """Return how much of the bound each error uses; infinitely much where the result is infinite."""
+    answer = np.zeros(result.shape)
+    columns = np.broadcast_arrays(result, exact[0], exact[1], bound)
     # Any shortcut in binary64 would blur errors far below an ulp: subtract exactly, element by element.
-    for place, (computed, hi, lo, limit, half, infinite) in enumerate(
+    for place, (computed, hi, lo, limit) in enumerate(
         zip(*(column.ravel().tolist() for column in columns), strict=True)
     ):
-        if infinite:
-            threshold = Fraction(2) ** (form.emax + 1) - Fraction(2) ** (form.emax - form.precision)
-            reached = (Fraction(hi) + Fraction(lo)) * (1 if computed > 0 else -1)
-            error = max(threshold - reached, Fraction(0))
-        else:
-            error = max(abs(Fraction(computed) - Fraction(hi) - Fraction(lo)) - Fraction(half), Fraction(0))
-        if error:
+        if np.isinf(computed):
+            answer.flat[place] = np.inf
+        elif error := abs(Fraction(computed) - Fraction(hi) - Fraction(lo)):
             answer.flat[place] = float(error / Fraction(limit)) if limit else np.inf
     return answer
 
 
-def _arithmetic(backend: str, form: Format) -> dict[str, Any]:
-    """Return u and depth as the backend states them; the textbook's are the bounds' defaults."""
-    if backend == "reference":
-        return {}
-    module: Any = backends.load(backend)
-    u, depth = module.arithmetic((form,))
-    return {"u": u, "depth": depth}
-
-
-def check_batch(batch: Batch, names: Sequence[str]) -> Findings:
-    """Compare some backends with the oracle on a batch."""
+def check_batch(batch: Batch) -> Findings:
+    """Compare the textbook with the oracle on a batch."""
     found = Findings()
-    exact = exact_all(batch)
-    for backend in names:
-        textbook = backend == "reference"
-        results = run_all(backend, batch, BINARY64.dtype if textbook else None)
-        bounds = bound_all(batch, **_arithmetic(backend, batch.format))
-        for operation, outputs in OPERATIONS.items():
-            for output in outputs:
-                result, pair = results[operation][output], exact[operation][output]
-                bound = bounds[operation][output]
-                key = (batch.format.short, backend, operation, output)
-                no_value = np.isnan(pair[0])
-                wanted = np.isposinf(result) if output == "invstd" else np.isnan(result.astype(np.float64))
-                wrong = no_value & ~wanted
-                outside = ~no_value & ~np.isfinite(bound)
-                inside = ~no_value & np.isfinite(bound)
-                wrong |= inside & np.isnan(result.astype(np.float64))
-                used = np.zeros(result.shape)
-                ask = inside & ~wrong
-                used[ask] = fractions(result[ask], (pair[0][ask], pair[1][ask]), bound[ask], rounded=not textbook)
-                wrong |= used > 1.0
-                for count, where in (("outside", outside), ("no value", no_value & wanted), ("violations", wrong)):
-                    found.counts[(*key, count)] += int(where.sum())
-                found.counts[(*key, "values")] += result.size
-                found.largest[key] = max(float(used.max(initial=0.0)), found.largest.get(key, 0.0))
-                for place in np.argwhere(wrong)[:3]:
-                    channel = batch.channels[place[0]]
-                    where_in = f"{output}{list(map(int, place[1:]))}"
-                    text = f"{result[tuple(place)]!r}, exact {pair[0][tuple(place)]!r}, {used[tuple(place)]:.3g} bounds"
-                    found.violations.append(f"{channel}: {backend} {operation} {where_in} = {text}")
+    exact, bounds = exact_all(batch), bound_all(batch)
+    results = run_all("reference", batch, BINARY64.dtype)
+    for operation, outputs in OPERATIONS.items():
+        for output in outputs:
+            result, pair = results[operation][output], exact[operation][output]
+            bound = bounds[operation][output]
+            key = (batch.format.short, operation, output)
+            no_value = np.isnan(pair[0])
+            wanted = np.isposinf(result) if output == "invstd" else np.isnan(result)
+            wrong = no_value & ~wanted
+            outside = ~no_value & ~np.isfinite(bound)
+            inside = ~no_value & np.isfinite(bound)
+            wrong |= inside & np.isnan(result)
+            used = np.zeros(result.shape)
+            ask = inside & ~wrong
+            used[ask] = fractions(result[ask], (pair[0][ask], pair[1][ask]), bound[ask])
+            wrong |= used > 1.0
+            for count, where in (("outside", outside), ("no value", no_value & wanted), ("violations", wrong)):
+                found.counts[(*key, count)] += int(where.sum())
+            found.counts[(*key, "values")] += result.size
+            found.largest[key] = max(float(used.max(initial=0.0)), found.largest.get(key, 0.0))
+            for place in np.argwhere(wrong)[:3]:
+                channel = batch.channels[place[0]]
+                where_in = f"{output}{list(map(int, place[1:]))}"
+                text = f"{result[tuple(place)]!r}, exact {pair[0][tuple(place)]!r}, {used[tuple(place)]:.3g} bounds"
+                found.violations.append(f"{channel}: {operation} {where_in} = {text}")
     return found
 
 
-def check(task: tuple[str, int, range, tuple[str, ...]]) -> Findings:
-    """Compare backends on the cases of one format: (short name, seed, indices, backends)."""
-    short, seed, indices, names = task
+def check(task: tuple[str, int, range]) -> Findings:
+    """Compare on the cases of one format: (short name, seed, indices)."""
+    short, seed, indices = task
     form = next(form for form in FORMATS if form.short == short)
     found = Findings()
     for batch in batches(form, seed, indices):
-        found += check_batch(batch, names)
+        found += check_batch(batch)
     return found
 
 
@@ -148,11 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = report.parser(__doc__)
     parser.add_argument("--cases", type=int, default=11_000, help=CASES_HELP)
     parser.add_argument("--seed", type=int, default=0)
-    bounded = [name for name in backends.available() if name != "exact"]
-    parser.add_argument("--backends", nargs="+", default=bounded, help="whom to compare with the oracle")
     arguments = parser.parse_args(argv)
     tasks = [
-        (form.short, arguments.seed, range(start, min(start + _CHUNK, arguments.cases)), tuple(arguments.backends))
+        (form.short, arguments.seed, range(start, min(start + _CHUNK, arguments.cases)))
         for start in range(0, arguments.cases, _CHUNK)
         for form in FORMATS
     ]
@@ -161,13 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found += part
     report.show(
         "Largest fraction of the stated bound that an error ever used",
-        ("operation", "output", *(f"{b} {form.short}" for b in arguments.backends for form in FORMATS)),
+        ("operation", "output", *(form.short for form in FORMATS)),
         (
-            (
-                operation,
-                output,
-                *(found.largest[f.short, b, operation, output] for b in arguments.backends for f in FORMATS),
-            )
+            (operation, output, *(found.largest[form.short, operation, output] for form in FORMATS))
             for operation, outputs in OPERATIONS.items()
             for output in outputs
         ),
@@ -175,40 +138,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     totals = [
         (
             form.short,
-            backend,
-            *(
-                sum(n for key, n in found.counts.items() if key[:2] == (form.short, backend) and key[4] == count)
-                for count in COUNTS
-            ),
+            *(sum(n for key, n in found.counts.items() if key[::3] == (form.short, count)) for count in COUNTS),
         )
-        for backend in arguments.backends
         for form in FORMATS
     ]
-    report.show("What was compared", ("format", "backend", *COUNTS), totals)
+    report.show("What was compared", ("format", *COUNTS), totals)
     for line in found.violations[:20]:
         print(line)
     report.write(
         "bounds",
         arguments,
         {
-            "versions": report.versions(*(("numba",) if "numba" in arguments.backends else ())),
+            "versions": report.versions(),
             "seed": arguments.seed,
             "cases": arguments.cases,
             "counts": COUNTS,
             "formats": {
                 form.short: {
-                    backend: {
-                        "arithmetic": _arithmetic(backend, form) or "binary64, as bounds states it",
-                        "outputs": {
-                            f"{operation} {output}": {
-                                "largest fraction": found.largest[form.short, backend, operation, output],
-                                **{c: found.counts[form.short, backend, operation, output, c] for c in COUNTS},
-                            }
-                            for operation, outputs in OPERATIONS.items()
-                            for output in outputs
-                        },
+                    f"{operation} {output}": {
+                        "largest fraction": found.largest[form.short, operation, output],
+                        **{count: found.counts[form.short, operation, output, count] for count in COUNTS},
                     }
-                    for backend in arguments.backends
+                    for operation, outputs in OPERATIONS.items()
+                    for output in outputs
                 }
                 for form in FORMATS
             },

@@ -101,14 +101,14 @@ def exact_all(batch: Batch) -> dict[str, dict[str, tuple[Array, Array]]]:
     return pairs
 
 
-def bound_all(batch: Batch, **arithmetic: Any) -> Results:
-    """Return the stated error bounds; ``u`` and ``depth`` describe the arithmetic, the textbook's own by default."""
+def bound_all(batch: Batch) -> Results:
+    """Return the textbook's stated error bounds."""
     a = {name: load(array) for name, array in batch.arrays.items()}
     x, gamma, beta = a["x"], a["gamma"], a["beta"]
     frozen = (x, a["mean"], a["var"], gamma, beta)
     bounds = {
-        "forward": reference.bounds.forward(x, gamma, beta, batch.eps, **arithmetic),
-        "inference": reference.bounds.inference(*frozen, batch.eps, **arithmetic),
+        "forward": reference.bounds.forward(x, gamma, beta, batch.eps),
+        "inference": reference.bounds.inference(*frozen, batch.eps),
     }
     stats: dict[bool, Any] = {
         False: reference.forward(x, gamma, beta, batch.eps).stats,
@@ -116,7 +116,7 @@ def bound_all(batch: Batch, **arithmetic: Any) -> Results:
     }
     for operation, arguments in derivative_arguments(a).items():
         state = stats[is_frozen(operation)]
-        bounds[operation] = getattr(reference.bounds, operation)(state, gamma, *arguments, **arithmetic)
+        bounds[operation] = getattr(reference.bounds, operation)(state, gamma, *arguments)
     return bounds
 
 

@@ -3,7 +3,7 @@
 ==========  ================================================  =================================================
 name        what                                              accuracy
 ==========  ================================================  =================================================
-native      C core, compiled with the package                 bounded; binary64 in double-double
+native      C core, compiled with the package                 correctly rounded
 numba       the same passes, compiled at first use            correctly rounded
 reference   the NumPy textbook                                bounded, `refbn.reference.bounds`
 exact       the oracle                                        correctly rounded

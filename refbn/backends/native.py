@@ -128,7 +128,8 @@ def running_update(
 ) -> None:
     """Blend the batch statistics into running ones; see the contract."""
     new, old = (momentum, 1 - momentum) if weighs_new else (1 - momentum, momentum)
-    quotient = float(momentum.numerator), float(momentum.denominator)
+    as_float = float(momentum)  # a binary64 number may have a denominator beyond binary64
+    quotient = (as_float, 1.0) if momentum == as_float else (float(momentum.numerator), float(momentum.denominator))
     _core.running_update(
         state, x, quotient, weighs_new, _enclosure(new), _enclosure(old), unbiased,
         running_mean, running_var, out_mean, out_var, get_num_threads(), _counts.get(),
@@ -172,7 +173,9 @@ def inference_jvp(
     y_dot: Array,
 ) -> None:
     """Push a tangent forward through `inference`; see the contract."""
-    _core.inference_jvp(state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot, get_num_threads(), _counts.get())
+    _core.inference_jvp(
+        state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot, get_num_threads(), _counts.get()
+    )
 
 
 def inference_double_backward(
@@ -194,7 +197,23 @@ def inference_double_backward(
 ) -> None:
     """Pull (ddx, ddmean, ddvar, ddgamma, ddbeta) back through `inference_backward`; see the contract."""
     _core.inference_double_backward(
-        state, x, gamma, dy, ddx, ddmean, ddvar, ddgamma, ddbeta, ddy, dx, dgamma, dmean, dvar, get_num_threads(), _counts.get())
+        state,
+        x,
+        gamma,
+        dy,
+        ddx,
+        ddmean,
+        ddvar,
+        ddgamma,
+        ddbeta,
+        ddy,
+        dx,
+        dgamma,
+        dmean,
+        dvar,
+        get_num_threads(),
+        _counts.get(),
+    )
 
 
 def inference_hvp(
@@ -214,7 +233,23 @@ def inference_hvp(
     dvar: Array,
 ) -> None:
     """Push a tangent through `inference_backward` at fixed dy; see the contract."""
-    _core.inference_hvp(state, x, gamma, dy, x_dot, mean_dot, var_dot, gamma_dot, dx, dgamma, dbeta, dmean, dvar, get_num_threads(), _counts.get())
+    _core.inference_hvp(
+        state,
+        x,
+        gamma,
+        dy,
+        x_dot,
+        mean_dot,
+        var_dot,
+        gamma_dot,
+        dx,
+        dgamma,
+        dbeta,
+        dmean,
+        dvar,
+        get_num_threads(),
+        _counts.get(),
+    )
 
 
 def _enclosure(weight: Fraction) -> tuple[float, float, float]:

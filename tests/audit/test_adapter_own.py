@@ -3,12 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import refbn
 from refbn import backends
 from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
 from refbn.audit.adapters.own import Own
+from refbn.audit.families import FAMILIES, all_cases
+from refbn.audit.runner import run_case
 from tests.audit.difference_quotients import allowance, deviation, draw, known
 
+SETTLED = ("dialect", "unsupported")
 DERIVATIVES = [op.name for op in OPERATIONS.values() if op.composition]
 
 
@@ -58,6 +62,23 @@ def test_shapes_and_dtypes(form, param):
             assert array.dtype == (form.dtype if whole or statistic else kind)
 
 
+ONE_PASS = {"forward", "inference", "vjp", "jvp", "vjp_eval", "jvp_eval"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_single_passes_are_exact(adapter, family):
+    cases = [case for case in all_cases("quick", [family]) if case.operation in ONE_PASS]
+    if adapter.backend in ("numba", "exact"):
+        cases = cases[:: 1 + len(cases) // 10]  # each is a call; native has them all
+    found = [finding for case in cases for finding in run_case(adapter, case) if finding.verdict not in SETTLED]
+    worse = [f"{finding.case} {finding.output}: {finding.verdict}" for finding in found if finding.verdict != "exact"]
+    if adapter.backend == "reference":
+        assert all(line.endswith(": accurate") for line in worse)
+    else:
+        assert worse == []
+    assert found or family == "composition"
+
+
 def test_forward_and_state(adapter):
     inputs = draw((4, 3, 5), steps=3, momentum=None)
     x = np.moveaxis(inputs.x, 1, 0).reshape(3, -1)
@@ -82,9 +103,21 @@ def test_an_empty_batch_in_evaluation(adapter):
             assert array.shape == ((3,) if output.startswith("d") and output != "dx" else (0, 3))
 
 
-def test_threads_cannot_be_chosen(adapter):
+def test_threads_can_be_chosen_for_native(monkeypatch):
+    native, seen = Own("native"), []
+    monkeypatch.setattr(native, "_run", lambda *_: seen.append(refbn.get_num_threads()))
+    before = refbn.get_num_threads()
+    for count in (None, 1, 3):
+        if count:
+            native.set_threads(count)
+        native.run("forward", draw((2, 3)))
+    assert seen == [before, 1, 3] and refbn.get_num_threads() == before
+
+
+@pytest.mark.parametrize("backend", [name for name in backends.TABLE if name != "native"])
+def test_threads_cannot_be_chosen_for_the_others(backend):
     with pytest.raises(Unsupported):
-        adapter.set_threads(2)
+        Own(backend).set_threads(2)
 
 
 def test_a_backend_that_is_missing_has_no_version(monkeypatch):

@@ -1,32 +1,42 @@
-import inspect
+"""What is the C core's own: its ladder, threads, conversions, wrapper. Its results: test_every_bit.py."""
+
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from refbn import exact, reference
-from refbn._formats import BFLOAT16, BINARY16, BINARY32, BINARY64, FORMATS, format_of, load, round_to
-from refbn.reference import bounds
+import refbn
+from refbn import backends
+from refbn._formats import BINARY16, BINARY32, BINARY64, FORMATS, load, round_to
 
 pytest.importorskip("refbn._native", exc_type=ImportError)
 
 from refbn import _native
 from refbn.backends import native
+from tests.backends.problems import (
+    FROZEN,
+    MIXED,
+    PASSES,
+    TENSORS,
+    UNIFORM,
+    assert_same_bits,
+    call,
+    chosen,
+    each_format,
+    inputs_of,
+    laid_out,
+    make_problem,
+    outputs_of,
+    run,
+    short,
+    truth,
+)
 
-TRAINING = ("forward", "backward", "jvp", "double_backward", "hvp")
-FROZEN = ("inference", "inference_backward", "inference_jvp", "inference_double_backward", "inference_hvp")
-TENSOR_OUTPUTS = {"y", "y_dot", "dx", "ddy"}
-# One name for what goes in at one place of the formulas, whichever pass it is.
-PLACE = {"ddx": "x_dot", "ddgamma": "gamma_dot", "ddbeta": "beta_dot", "ddmean": "mean_dot", "ddvar": "var_dot"}
-UNIFORM = [(f, f, f) for f in FORMATS]
-MIXED = [  # of x, of the other tensors, of the vectors
-    (BINARY16, BINARY32, BINARY32),
-    (BFLOAT16, BINARY32, BFLOAT16),
-    (BINARY32, BINARY64, BINARY32),
-    (BINARY64, BINARY16, BINARY32),
-    (BFLOAT16, BINARY16, BINARY64),
-]
+PLAIN, TWOFOLD, _, EXACT = range(4)
+ELEMENTS, VECTORS = range(2)  # rows and columns of `counting`
+BY = {"by elements": "groups first", "by groups": "groups last"}  # eight groups or more
+each_way = pytest.mark.parametrize("layout", BY.values(), ids=BY.keys())
 
 
 @pytest.fixture(params=_native.builds, ids=lambda build: build.name)
@@ -36,331 +46,265 @@ def build(request, monkeypatch):
     return request.param
 
 
-def short(formats):
-    return "-".join(f.short for f in formats)
+def test_builds_end_with_the_one_that_runs_everywhere():
+    assert [b.name for b in _native.builds][-1] == "baseline"
+    assert native._core is _native.builds[0]
 
 
-# ---- layouts: canonical views of the same numbers -----------------------------------------------------------------
+# ---- the ladder ------------------------------------------------------------------------------------------------------
 
 
-def contiguous(array):
-    return np.ascontiguousarray(array)
+def count(pass_name, problem, layout="groups first"):
+    """How many elements and vector results each rung decides; that is all of them."""
+    problem = laid_out(problem, layout)
+    first = "inference" if pass_name in FROZEN else "forward"
+    state = None if pass_name == first else call(native, first, problem)[1]
+    with native.counting() as counts:
+        outputs, _ = call(native, pass_name, problem, state, layout=layout)
+    assert counts.shape == (2, 4) and (counts >= 0).all()
+    for row, names in ((ELEMENTS, TENSORS), (VECTORS, outputs.keys() - TENSORS)):
+        assert counts[row].sum() == sum(outputs[name].size for name in names & outputs.keys()), pass_name
+    return counts
 
 
-def channels_last(array):
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 0, -1)), -1, 0)
+def hard_problem(groups, m, fmt):
+    """A problem for every rung: ties, zeros that do not show, extreme exponents, no numbers."""
+    problem = make_problem(1, (groups, m), (fmt, fmt, fmt), eps=0.0)
+    problem["x"][0] = np.resize([1.0, -1.0], m)
+    problem["beta"][0], problem["gamma"][0] = 1.0, fmt.unit_roundoff
+    problem["dy"][1] = 0.5 * problem["x"][1]
+    problem["x"][min(groups, 4) - 1] *= fmt.dtype.type(2.0 ** (fmt.emax // 2))
+    problem["x"][2, 0] = np.nan
+    return problem
 
 
-def batch_first(array):
-    return np.swapaxes(np.ascontiguousarray(np.swapaxes(array, 0, 1)), 0, 1)
+@each_format
+@each_way
+@pytest.mark.parametrize("shape", [(9, 1), (9, 40), (70, 33), (3, 2500), (12, 1300)], ids=str)
+def test_every_result_is_counted_once(build, shape, layout, fmt):
+    for pass_name in PASSES:
+        for threads in (1, 3):
+            with refbn.num_threads(threads):
+                if shape[1] > 1 and fmt is not BINARY16:
+                    count(pass_name, hard_problem(*shape, fmt), layout)
+                count(pass_name, make_problem(2, shape, (fmt, fmt, fmt)), layout)
 
 
-def sliced(array):
-    wide = np.empty(tuple(2 * n + 1 for n in array.shape), array.dtype)
-    view = wide[tuple(slice(1, None, 2) for _ in array.shape)]
-    view[...] = array
-    return view
+def test_no_elements_are_counted_where_there_are_none(build):
+    problem = make_problem(3, (9, 3), UNIFORM[2])
+    for name in TENSORS & problem.keys():
+        problem[name] = problem[name][:, :0]
+    for pass_name in FROZEN:
+        assert not count(pass_name, problem)[ELEMENTS].any()
 
 
-def transposed(array):
-    return np.ascontiguousarray(array.T).T
-
-
-def reversed_axes(array):
-    backwards = tuple(slice(None, None, -1) for _ in array.shape)
-    return np.ascontiguousarray(array[backwards])[backwards]
-
-
-def unaligned(array):
-    room = np.empty(array.nbytes + 1, np.uint8)
-    view = room[1:].view(array.dtype).reshape(array.shape)
-    view[...] = array
-    return view
-
-
-LAYOUTS = (contiguous, channels_last, batch_first, sliced, transposed, reversed_axes, unaligned)
-
-
-# ---- calls and what they are held to ---------------------------------------------------------------------------
-
-
-def make_case(seed, shape, formats=UNIFORM[2], eps=1e-3):
-    """Groups of several kinds in turn: normal, far from zero, constant, of few values, with an outlier."""
-    rng = np.random.default_rng(seed)
-    of_x, of_tensors, of_vectors = formats
-    groups, values = shape[0], {"eps": eps}
-    for place in ("x", "dy", "x_dot"):
-        tensor = rng.standard_normal(shape)
-        flat = tensor.reshape(groups, -1)
-        flat[1::5] += 2.0 ** (6 if min(of_x.precision, of_tensors.precision) < 24 else 18)
-        flat[2::5] = flat[2::5, :1]
-        flat[3::5] = np.round(flat[3::5])
-        flat[4::5, 0] *= 2.0**8
-        values[place] = round_to(tensor, (of_x if place == "x" else of_tensors).dtype)
-    for place in ("gamma", "beta", "mean", "var", "gamma_dot", "beta_dot", "mean_dot", "var_dot"):
-        vector = rng.standard_normal(groups)
-        values[place] = round_to(np.abs(vector) if place == "var" else vector, of_vectors.dtype)
-    return values
-
-
-def parameters(function, kind):
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is kind]
-
-
-def run(pass_name, values, state=None, layout=contiguous, formats=None):
-    """Call a pass of the contract on laid-out copies; return its outputs by name, and what it returned."""
-    function = getattr(native, pass_name)
-    if state is None and pass_name not in ("forward", "inference"):
-        _, state = run("inference" if pass_name in FROZEN else "forward", values, layout=layout)
-    arguments = []
-    for name in parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD):
-        value = state if name == "state" else values[PLACE.get(name, name)]
-        arguments.append(value if name in ("state", "eps") else layout(value) if value.ndim > 1 else value)
-    outputs = {}
-    for name in parameters(function, inspect.Parameter.KEYWORD_ONLY):
-        like = values["x" if name in TENSOR_OUTPUTS else "gamma"]
-        dtype = formats[name].dtype if formats else like.dtype
-        unwritten = np.full(like.shape, -7.0).astype(dtype)
-        outputs[name] = layout(unwritten) if name in TENSOR_OUTPUTS else unwritten
-    return outputs, function(*arguments, **outputs)
-
-
-def flat(values):
-    return {k: v.reshape(len(v), -1) if np.ndim(v) > 1 else v for k, v in values.items()}
-
-
-def truth_of(pass_name, values):
-    function, values = getattr(exact, pass_name), flat(values)
-    names = [n for n in inspect.signature(function).parameters if PLACE.get(n, n) in values]
-    if pass_name.endswith("hvp"):
-        names.remove("beta_dot")  # it does not take part, and the contract's pass does not get it
-    result = function(**{name: values[PLACE.get(name, name)] for name in names})
-    return {"y_dot": result} if isinstance(result, exact.ExactArray) else result._asdict()
-
-
-def bounds_of(pass_name, values, formats):
-    wide = {k: v if k == "eps" else load(v) for k, v in flat(values).items()}
-    frozen = reference.inference(*(wide[k] for k in ("x", "mean", "var", "gamma", "beta", "eps"))).stats
-    wide["stats"] = frozen if pass_name in FROZEN else reference.statistics(wide["x"], wide["eps"])
-    function = getattr(bounds, pass_name)
-    names = parameters(function, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    u, depth = native.arithmetic(formats)
-    return function(*(wide[PLACE.get(name, name)] for name in names), u=u, depth=depth)
-
-
-def excess(got, truth, bound):
-    """By how much |got − truth| exceeds half an ulp of the truth and the bound, in ulps; at most 0 is right."""
-    fmt = format_of(got.dtype)
-    hi, lo = truth.pair()
-    got = got.astype(np.float64).reshape(hi.shape)
-    assert not np.isnan(got).any() and np.isfinite(bound).all()
-    overflown = np.isinf(got)
-    assert (np.copysign(hi, got) == hi)[overflown].all()
-    assert (np.abs(hi) + bound >= (2.0 - fmt.unit_roundoff) * 2.0**fmt.emax)[overflown].all()
-    got = np.where(overflown, hi, got)
-    exponent = np.maximum(np.frexp(hi)[1], fmt.emin + 1)
-    ulp = np.ldexp(1.0, exponent - fmt.precision)
-    return np.max((np.abs((got - hi) - lo) - bound) / ulp - 0.5, initial=-1.0)
-
-
-def assert_within_bounds(pass_name, values, formats, layout=contiguous, output_formats=None):
-    outputs, _ = run(pass_name, values, layout=layout, formats=output_formats)
-    if output_formats:
-        formats = {*formats, *output_formats.values()}
-    truth, bound = truth_of(pass_name, values), bounds_of(pass_name, values, formats)
-    for name, got in outputs.items():
-        # 2^-20 ulp for what `excess` itself rounds
-        assert excess(got, truth[name], bound[name]) <= 2.0**-20, (pass_name, name, layout.__name__)
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 17, 63, 64, 65, 200])
+@each_way
+@pytest.mark.parametrize("shape", [(9, 300), (70, 100), (2, 5000)], ids=str)
 @pytest.mark.parametrize("formats", UNIFORM + MIXED, ids=short)
-@pytest.mark.parametrize("pass_name", TRAINING + FROZEN)
-def test_within_the_bound(pass_name, formats, m):
-    values = make_case(m, (5 if m % 2 else 9, m), formats)
-    assert_within_bounds(pass_name, values, formats)
+def test_ordinary_data_is_decided_on_the_first_rung(build, formats, shape, layout):
+    """Plain binary64 where nothing is binary64, double-double else."""
+    rng = np.random.default_rng(4)
+    problem = make_problem(4, shape, formats)
+    for name in TENSORS & problem.keys():
+        problem[name] = round_to(rng.standard_normal(shape), problem[name].dtype)
+    for pass_name in PASSES:
+        counts = count(pass_name, problem, layout)
+        read = {problem[name].dtype for name in inputs_of(pass_name) if isinstance(problem.get(name), np.ndarray)}
+        written = {problem["x" if name in TENSORS else "gamma"].dtype for name in outputs_of(pass_name)}
+        rung = TWOFOLD if BINARY64.dtype in read | written else PLAIN
+        assert counts[ELEMENTS, rung] >= 0.999 * counts[ELEMENTS].sum(), (pass_name, counts)
+        mean_or_dbeta = shape[0]  # sums of short numbers may be true ties
+        assert counts[VECTORS, rung] >= counts[VECTORS].sum() - mean_or_dbeta, (pass_name, counts)
 
 
-@pytest.mark.parametrize("formats", [UNIFORM[2], UNIFORM[3]], ids=short)
-@pytest.mark.parametrize("pass_name", ["forward", "double_backward", "inference_double_backward"])
-def test_within_the_bound_over_many_tiles(pass_name, formats, build):
-    for shape in ((5, 1025), (2, 5000), (9, 1100)):
-        assert_within_bounds(pass_name, make_case(1, shape, formats), formats)
-    assert_within_bounds(pass_name, make_case(2, (9, 1100), formats), formats, channels_last)
+def ties(groups, m, fmt, bad):
+    """Ordinary groups, and bad ones where every other element of y is halfway between two numbers."""
+    problem = make_problem(5, (groups, m), (fmt, fmt, fmt), eps=0.0)
+    problem["x"] = round_to(np.random.default_rng(5).standard_normal((groups, m)), fmt.dtype)
+    problem["x"][bad] = np.resize([1.0, -1.0], m)
+    problem["beta"][bad], problem["gamma"][bad] = 1.0, fmt.unit_roundoff
+    return problem
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (9, 2, 7, 9), (70, 3, 1, 2)], ids=str)
-@pytest.mark.parametrize("formats", [*UNIFORM, MIXED[0]], ids=short)
-def test_layouts(layout, shape, formats):
-    values = make_case(3, shape, formats)
-    for pass_name in ("double_backward", "forward", "inference_double_backward"):
-        assert_within_bounds(pass_name, values, formats, layout)
+@pytest.mark.parametrize("bad", [[5], [0, 69], range(8), range(3, 12), range(1, 70), range(70)], ids=len)
+@pytest.mark.parametrize("fmt", [BINARY16, BINARY32, BINARY64], ids=lambda fmt: fmt.short)
+@each_way
+@pytest.mark.parametrize("m", [2, 64, 600])
+def test_only_what_needs_more_climbs(build, fmt, layout, bad, m):
+    """A bad group leaves the others, and its own decided elements, on their rung."""
+    problem, bad = ties(70, m, fmt, list(bad)), list(bad)
+    others = np.setdiff1d(np.arange(70), bad)
+    counts = count("forward", problem, layout)
+    alone = count("forward", chosen(problem, others), layout)
+    rung = TWOFOLD if fmt is BINARY64 else PLAIN
+    halfway = len(bad) * m // 2
+    assert counts[ELEMENTS, EXACT] == alone[ELEMENTS, EXACT] + halfway
+    assert counts[ELEMENTS, rung] == alone[ELEMENTS, rung] + halfway
+    assert_same_bits(run(native, problem, ["forward"], layout=layout), truth(problem, ["forward"]))
 
 
-def test_every_tensor_may_have_its_own_layout():
-    formats = (BINARY32, BINARY64, BINARY32)
-    values = make_case(4, (20, 3, 4, 5), formats)
-    plain, state = run("forward", values)
-    expected, _ = run("double_backward", values, state)
-    ddy, dx, dgamma = (np.empty_like(a) for a in expected.values())
-    native.double_backward(
-        state,
-        channels_last(values["x"]),
-        sliced(values["gamma"]),
-        reversed_axes(values["dy"]),
-        batch_first(values["x_dot"]),
-        values["gamma_dot"][::-1].copy()[::-1],
-        values["beta_dot"],
-        ddy=ddy,
-        dx=dx,
-        dgamma=dgamma,
-    )
-    for got, name in ((ddy, "ddy"), (dx, "dx"), (dgamma, "dgamma")):
-        np.testing.assert_array_equal(got, expected[name], name)
-    assert plain["y"].dtype == np.float32
+@each_way
+def test_a_bad_group_climbs_alone(build, layout):
+    """The rung of each group's sums stands first in its row of the state."""
+    _, state = call(native, "forward", laid_out(ties(70, 64, BINARY32, [5]), layout), layout=layout)
+    rungs = state[:, 0] - 1
+    assert rungs[5] > PLAIN
+    assert np.count_nonzero(rungs == PLAIN) >= 65  # a mean may be a true tie
 
 
-@pytest.mark.parametrize("shape", [(3, 40), (20, 2, 40)], ids=str)
-def test_broadcast_inputs(shape):
-    """A stride of zero: over all axes, over some, over the groups."""
-    values = make_case(5, shape)
-    for dy in (np.float32(0.75), values["dy"][:, :1], values["dy"][:1]):
-        values["dy"] = np.broadcast_to(dy, shape)
-        for pass_name in ("backward", "hvp", "inference_backward"):
-            laid_out, _ = run(pass_name, values, layout=lambda a: a if 0 in a.strides else a.copy())
-            copied, _ = run(pass_name, values | {"dy": values["dy"].copy()})
-            for name, got in laid_out.items():
-                np.testing.assert_allclose(got, copied[name], rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("groups", [6, 70])
+def test_extreme_exponents_are_scaled(build, groups):
+    problem = make_problem(6, (groups, 200), UNIFORM[3], eps=0.0)
+    problem["x"] = np.random.default_rng(6).standard_normal((groups, 200))
+    usual = count("forward", problem)
+    problem["x"][3] *= 1e-200
+    counts = count("forward", problem)
+    assert usual[ELEMENTS].tolist() == [0, groups * 200, 0, 0]
+    assert counts[ELEMENTS].tolist() == [0, (groups - 1) * 200, 200, 0]
 
 
-def test_hundreds_of_groups():
-    values = make_case(6, (700, 4), (BINARY32, BINARY32, BINARY32))
-    for pass_name in ("forward", "backward"):
-        assert_within_bounds(pass_name, values, (BINARY32,), channels_last)
+def test_counting_is_the_block_s_own(build):
+    problem = make_problem(7, (6, 10), UNIFORM[2])
+    with native.counting() as outer:
+        call(native, "forward", problem)
+        before = outer.copy()
+        with native.counting() as inner:
+            call(native, "forward", problem)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(call, native, "forward", problem).result()
+        np.testing.assert_array_equal(inner, before)
+        np.testing.assert_array_equal(outer, before)
+        call(native, "forward", problem)
+    call(native, "forward", problem)
+    np.testing.assert_array_equal(outer, 2 * before)
 
 
-@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.short)
-def test_outputs_of_other_formats(fmt):
-    values = make_case(7, (5, 40), UNIFORM[2])
-    for pass_name in ("forward", "double_backward", "inference_hvp"):
-        names = parameters(getattr(native, pass_name), inspect.Parameter.KEYWORD_ONLY)
-        assert_within_bounds(pass_name, values, UNIFORM[2], output_formats=dict.fromkeys(names, fmt))
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+THREADS = (1, 2, 3, 7)
+LARGE = [(1, 600_000), (3, 200_000), (13, 50_000), (600, 1000)]
+"""With two tensors enough for five threads, with three for seven: fewer groups than threads, and many."""
 
 
-@pytest.mark.parametrize("pass_name", TRAINING)
-@pytest.mark.parametrize("formats", [UNIFORM[2], UNIFORM[3], MIXED[2]], ids=short)
-def test_every_build_gives_the_same_bits(pass_name, formats, monkeypatch):
-    results = []
-    for some in _native.builds:
-        monkeypatch.setattr(native, "_core", some)
-        for shape in ((3, 700), (20, 90)):
-            results.append(run(pass_name, make_case(8, shape, formats), layout=channels_last)[0])
-    for index, got in enumerate(results):
-        for name, value in got.items():
-            assert value.tobytes() == results[index % 2][name].tobytes(), name
+@each_way
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize("formats", [UNIFORM[2], UNIFORM[3], MIXED[0]], ids=short)
+def test_threads_do_not_change_a_bit(formats, shape, layout):
+    rng = np.random.default_rng(8)
+    small = make_problem(8, (shape[0], 1), formats, eps=0.0)
+    problem = small | {name: round_to(rng.standard_normal(shape), small[name].dtype) for name in TENSORS & small.keys()}
+    if shape[0] > 1:  # a group that needs all rungs
+        problem["x"][-1] = np.resize([1.0, -1.0], shape[1])
+        problem["x"][-1, 10] = np.nan
+    problem = laid_out(problem, layout)
+    passes = ("forward", "double_backward", "running_update", "inference_hvp")
+    results, counts = [], []
+    for threads in THREADS:
+        with refbn.num_threads(threads), native.counting() as counted:
+            results.append(run(native, problem | {"unbiased": True}, passes, layout=layout))
+        counts.append(counted)
+        assert_same_bits(results[-1], results[0], threads)
+    with native.counting() as counted, refbn.num_threads(1):
+        run(native, problem | {"unbiased": True}, passes, layout=layout)
+    for each in counts:
+        np.testing.assert_array_equal(each.sum(axis=1), counted.sum(axis=1))
+    for name in ("y", "mean"):
+        got = results[0]["forward", name]
+        assert np.isfinite(got[:-1]).all()
+        assert np.isfinite(got[-1]).all() == (shape[0] == 1)
+    x = problem["x"][0].astype(np.float64).ravel().tolist()
+    mean = float(sum(map(Fraction, x)) / shape[1])
+    assert results[0]["forward", "mean"][0] == round_to(np.float64(mean), formats[2].dtype)
 
 
-def test_a_coarse_state_is_refined():
-    """The forward ran in binary64; dy in binary64 asks for more than its state holds."""
-    values = make_case(9, (10, 50), (BINARY32, BINARY64, BINARY32))
-    for pass_name in ("backward", "jvp", "double_backward", "hvp"):
-        names = parameters(getattr(native, pass_name), inspect.Parameter.KEYWORD_ONLY)
-        assert_within_bounds(pass_name, values, FORMATS, output_formats=dict.fromkeys(names, BINARY64))
+def test_callers_do_not_disturb_each_other():
+    problems = [make_problem(seed, (24, 500), UNIFORM[seed % 4]) for seed in range(8)]
+
+    def answer(problem):
+        with refbn.num_threads(1 + len(problem["gamma"]) % 3):
+            return run(native, problem)
+
+    alone = [answer(problem) for problem in problems]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(answer, problems), strict=True):
+            assert_same_bits(other, one)
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("weighs_new", [False, True])
-@pytest.mark.parametrize("formats", UNIFORM, ids=short)
-def test_running_update(formats, weighs_new, unbiased):
-    values = make_case(10, (11, 7), formats)
-    momentum = Fraction(1, 10)
-    _, state = run("forward", values)
-    out = {name: np.empty_like(values["mean"]) for name in ("out_mean", "out_var")}
-    native.running_update(state, values["x"], momentum, weighs_new, unbiased, values["mean"], values["var"], **out)
-    blended = [load(values[k]) for k in ("mean", "var")]
-    moments = exact.moments(values["x"])
-    truth = exact.running_update(moments, 7, momentum, weighs_new, unbiased, values["mean"], values["var"])
-    u, depth = native.arithmetic(formats)
-    stats = reference.statistics(load(values["x"]), values["eps"])
-    bound = bounds.running_update(stats, 7, momentum, weighs_new, unbiased, *blended, u=u, depth=depth)
-    assert excess(out["out_mean"], truth[0], bound["mean"]) <= 2.0**-20
-    assert excess(out["out_var"], truth[1], bound["var"]) <= 2.0**-20
+# ---- the floating-point environment of the caller --------------------------------------------------------------------
 
 
-# ---- exponents that double-double cannot hold ------------------------------------------------------------------
+@pytest.mark.parametrize("fmt", [BINARY32, BINARY64], ids=lambda fmt: fmt.short)
+@pytest.mark.parametrize("groups", [6, 12])
+def test_results_do_not_depend_on_the_caller_s_mode(build, unusual_mode, groups, fmt):
+    """Nor is the mode another one afterwards."""
+    problem = hard_problem(groups, 60, fmt) | {"momentum": Fraction(1, 3)}
+    problem["x"][3] = problem["x"][3] * fmt.dtype.type(fmt.tiny)
+    problem["var"][4], problem["dy"][3] = fmt.tiny, fmt.dtype.type(fmt.tiny) * problem["dy"][3]
+    with unusual_mode():
+        found = run(native, problem)
+    assert_same_bits(found, truth(problem))
 
 
-@pytest.mark.parametrize("groups", [3, 12])
-@pytest.mark.parametrize("exponent", [-1040, -900, -300, 300, 500, 1000])
-def test_wide_exponents_round_like_the_oracle(groups, exponent):
-    values = make_case(11, (groups, 40), UNIFORM[3], eps=2.0**-1070 if exponent < -500 else 1e-5)
-    rng = np.random.default_rng(12)
-    for place in ("x", "dy", "x_dot"):
-        values[place] = np.ldexp(rng.integers(-500, 500, (groups, 40)) / 4.0, exponent if place == "x" else 0)
-    values["dy"][0] = np.ldexp(values["dy"][0], -900)
-    values["mean"] = values["x"][:, 0].copy()
-    values["var"] = np.ldexp(values["var"], max(-1000, min(1000, 2 * exponent)))
-    for pass_name in ("forward", "backward", "double_backward", "inference", "inference_double_backward"):
-        outputs, _ = run(pass_name, values)
-        truth = truth_of(pass_name, values)
-        for name, got in outputs.items():
-            expected = truth[name].round(np.float64)
-            with np.errstate(invalid="ignore"):  # of two infinities
-                np.testing.assert_array_max_ulp(got.reshape(expected.shape), expected, 1)
+def test_nor_do_those_of_many_threads(unusual_mode):
+    rng = np.random.default_rng(9)
+    problem = make_problem(9, (2, 1), UNIFORM[3])
+    problem |= {name: rng.standard_normal((2, 300_000)) * 2.0**-1060 for name in ("x", "dy", "ddx")}
+    problem |= {"eps": 0.0}
+    with refbn.num_threads(1):
+        expected = run(native, problem, ["forward", "double_backward"])
+    with refbn.num_threads(3), unusual_mode():
+        found = run(native, problem, ["forward", "double_backward"])
+    assert_same_bits(found, expected)
 
 
-def test_a_tiny_group_beside_a_large_one():
-    """The range is judged group by group, also where one slab holds many."""
-    values = make_case(13, (12, 20), UNIFORM[3], eps=0.0)
-    values["x"] = np.random.default_rng(14).standard_normal((12, 20))
-    plain = run("forward", values)[0]
-    scaled = values | {"x": np.ldexp(values["x"], np.arange(12)[:, None] * -80)}
-    got = run("forward", scaled)[0]
-    np.testing.assert_array_equal(got["y"], plain["y"])
-    np.testing.assert_array_equal(got["mean"], np.ldexp(plain["mean"], np.arange(12) * -80))
+def test_nor_do_those_of_the_public_passes(unusual_mode):
+    x = np.random.default_rng(10).standard_normal((6, 3, 5)) * 2.0**-1060
+    expected = [refbn.forward(x, eps=0.0, backend=name) for name in ("native", "exact")]
+    expected += [refbn.backward(fwd.saved, x) for fwd in expected]
+    with unusual_mode():
+        fwd = refbn.forward(x, eps=0.0, backend="native")
+        grads = refbn.backward(fwd.saved, x)
+    for got, others in ((fwd, expected[:2]), (grads, expected[2:])):
+        for other in others:
+            for name in ("y", "mean", "var", "invstd") if got is fwd else ("dx", "dgamma", "dbeta"):
+                assert_same_bits({name: getattr(got, name)}, {name: getattr(other, name)})
 
 
-@pytest.mark.parametrize("eps", [5e-324, 1e-200, 1e200, 1.7e308])
-@pytest.mark.parametrize("fmt", [BINARY32, BINARY64], ids=lambda f: f.short)
-def test_any_eps(eps, fmt):
-    values = make_case(15, (10, 9), (fmt, fmt, fmt), eps=eps)
-    for pass_name in ("forward", "backward", "double_backward", "inference", "inference_hvp"):
-        truth = truth_of(pass_name, values)
-        for name, got in run(pass_name, values)[0].items():
-            expected = truth[name].round(fmt.dtype)
-            np.testing.assert_array_max_ulp(got.reshape(expected.shape), expected, 1)
+# ---- conversion ------------------------------------------------------------------------------------------------------
 
 
-# ---- conversion ------------------------------------------------------------------------------------------------
-
-
-def identity(x, dtype):
+def identity(x, dtype, groups):
     """Send x through (I1) with mean 0, var 1, gamma 1, beta 0: y is x, converted."""
-    one, zero = np.ones((1,), np.float32), np.zeros((1,), np.float32)
-    y, invstd = np.empty((1, x.size), dtype), np.empty((1,), np.float32)
-    native.inference(x.reshape(1, -1), zero, one, one, zero, 0.0, y=y, invstd=invstd)
-    return y[0]
+    padded = np.resize(x, (groups, -(-x.size // groups)))
+    one, zero = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+    y, invstd = np.empty(padded.shape[::-1], dtype).T, np.empty(groups, np.float32)
+    native.inference(np.asfortranarray(padded), zero, one, one, zero, 0.0, y=y, invstd=invstd)
+    return y.ravel()[: x.size]
 
 
 def assert_same_numbers(got, expected):
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
-    known = ~np.isnan(expected)
-    np.testing.assert_array_equal(got[known].view(f"u{got.itemsize}"), expected[known].view(f"u{got.itemsize}"))
+    assert_same_bits({"y": got}, {"y": expected})
 
 
-@pytest.mark.parametrize("fmt", [BINARY16, BFLOAT16], ids=lambda f: f.short)
-@pytest.mark.parametrize("to", [BINARY32, BINARY64], ids=lambda f: f.short)
+each_grouping = pytest.mark.parametrize("groups", [1, 40])
+
+
+@pytest.mark.parametrize("fmt", FORMATS[:2], ids=lambda fmt: fmt.short)
+@pytest.mark.parametrize("to", FORMATS, ids=lambda fmt: fmt.short)
+@each_grouping
 @np.errstate(invalid="ignore")  # ml_dtypes warns of signalling NaNs
-def test_conversion_from_every_half(fmt, to, build):
+def test_conversion_from_every_half(build, fmt, to, groups):
     x = np.arange(2**16, dtype=np.uint16).view(fmt.dtype)
-    assert_same_numbers(identity(x, to.dtype), load(x).astype(to.dtype) + to.dtype.type(0))
+    numbers = load(x)  # infinities are NaN
+    assert np.isnan(numbers).sum() == 2 * 2 ** (fmt.precision - 1)
+    assert_same_numbers(identity(x, to.dtype, groups), round_to(numbers + 0.0, to.dtype))  # R4
 
 
-@pytest.mark.parametrize("fmt", [BINARY16, BFLOAT16], ids=lambda f: f.short)
-@pytest.mark.parametrize("source", [BINARY32, BINARY64], ids=lambda f: f.short)
+@pytest.mark.parametrize("fmt", FORMATS[:2], ids=lambda fmt: fmt.short)
+@pytest.mark.parametrize("source", FORMATS[2:], ids=lambda fmt: fmt.short)
+@each_grouping
 @np.errstate(invalid="ignore", over="ignore")
-def test_conversion_to_halves_at_every_boundary(fmt, source, build):
+def test_conversion_to_halves_at_every_boundary(build, fmt, source, groups):
     """Every number of the format, every midpoint between two, and both neighbours of each."""
     halves = np.arange(2**15, dtype=np.uint16).view(fmt.dtype)
     numbers = np.append(load(halves[np.isfinite(halves)]), 2.0 ** (fmt.emax + 1))
@@ -372,77 +316,26 @@ def test_conversion_to_halves_at_every_boundary(fmt, source, build):
     for x in (everything, -everything):
         expected = round_to(x.astype(np.float64), fmt.dtype)
         expected[np.asarray(x == 0)] = 0  # R4
-        assert_same_numbers(identity(x, fmt.dtype), expected)
+        assert_same_numbers(identity(x, fmt.dtype, groups), expected)
 
 
-@pytest.mark.parametrize("to", FORMATS, ids=lambda f: f.short)
-def test_conversion_of_random_bits(to, build):
+@each_format
+@each_grouping
+def test_conversion_of_random_bits(build, fmt, groups):
     bits = np.random.default_rng(16).integers(0, 2**64, 20000, dtype=np.uint64)
     x = bits.view(np.float64)
-    expected = round_to(load(x), to.dtype)
-    assert_same_numbers(identity(x, to.dtype), expected)
+    assert_same_numbers(identity(x, fmt.dtype, groups), round_to(load(x), fmt.dtype))
     x = np.concatenate([5e-324 * np.arange(1, 50), 2.2250738585072014e-308 * np.arange(0.1, 3, 0.01)])
-    assert_same_numbers(identity(x, to.dtype), round_to(x, to.dtype))
+    assert_same_numbers(identity(x, fmt.dtype, groups), round_to(x, fmt.dtype))
 
 
-# ---- structure and edges ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.short)
-@pytest.mark.parametrize("shape", [(3, 1), (3, 1500), (12, 1), (12, 7), (12, 300)], ids=str)
-def test_constant_inputs_vanish_exactly(fmt, shape):
-    values = make_case(17, shape, (fmt, fmt, fmt))
-    values["dy"] = np.full(shape, 0.7).astype(fmt.dtype)
-    outputs, _ = run("backward", values)
-    for name in ("dx", "dgamma"):
-        assert_same_numbers(outputs[name].ravel(), np.zeros(outputs[name].size, fmt.dtype))
-    constant_dy, _ = run("double_backward", values)
-    assert_same_numbers(constant_dy["dgamma"], np.zeros(shape[0], fmt.dtype))
-    assert_same_numbers(constant_dy["dx"].ravel(), np.zeros(constant_dy["dx"].size, fmt.dtype))
-
-
-@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.short)
-@pytest.mark.parametrize("groups", [3, 12])
-def test_special_values_stay_in_their_group(fmt, groups):
-    clean = make_case(18, (groups, 30), (fmt, fmt, fmt))
-    for pass_name in TRAINING:
-        before, _ = run(pass_name, clean)
-        for special in (np.inf, -np.inf, np.nan):
-            poisoned = clean | {"x": clean["x"].copy()}
-            poisoned["x"][1, 4] = special
-            after, _ = run(pass_name, poisoned)
-            others = np.arange(groups) != 1
-            for name, got in after.items():
-                np.testing.assert_array_equal(got[others], before[name][others], name)
-                assert name == "dbeta" or np.isnan(got[1]).all(), (pass_name, name)
-
-
-@pytest.mark.parametrize("groups", [3, 12])
-def test_no_elements(groups):
-    values = make_case(19, (groups, 1))
-    empty = values | {place: values[place][:, :0] for place in ("x", "dy", "x_dot")}
-    for pass_name in ("inference_backward", "inference_double_backward", "inference_hvp"):
-        for name, got in run(pass_name, empty)[0].items():
-            assert got.shape == (groups, 0) if name in TENSOR_OUTPUTS else not got.any()
-
-
-# ---- the wrapper ------------------------------------------------------------------------------------------------
-
-
-def test_builds_end_with_the_one_that_runs_everywhere():
-    assert [b.name for b in _native.builds][-1] == "baseline"
-    assert native._core is _native.builds[0]
-
-
-def test_arithmetic():
-    assert native.arithmetic([BINARY16, BINARY32]) == (2.0**-53, 24)
-    assert native.arithmetic([BINARY32, BINARY64])[0] == 2.0**-103
+# ---- the wrapper -----------------------------------------------------------------------------------------------------
 
 
 def test_the_wrapper_refuses_what_would_leave_the_arrays():
-    values = make_case(20, (4, 6))
-    x, vector = values["x"], values["gamma"]
-    state = run("forward", values)[1]
+    problem = make_problem(20, (4, 6), UNIFORM[2])
+    x, vector = problem["x"], problem["gamma"]
+    state = call(native, "forward", problem)[1]
 
     dx, dgamma, dbeta = x.copy(), vector.copy(), vector.copy()
 
@@ -462,28 +355,41 @@ def test_the_wrapper_refuses_what_would_leave_the_arrays():
         {"state": state[:, :3].copy()},
         {"dx": read_only},
         {"x": vector},
-        {"x": x.astype(x.dtype.newbyteorder("S"))},
-        {"state": state.astype(np.float32)},
-        {"state": state[:, ::-1]},
     ):
-        with pytest.raises(ValueError):
-            backward(**wrong)
-    for wrong in (
-        {"x": x.astype(np.int32)},
-        {"dy": x.astype(np.int16)},
-        {"gamma": vector.astype(complex)},
-        {"gamma": vector.tolist()},
-        {"dx": None},
-        {"state": None},
-    ):
-        with pytest.raises(TypeError):
+        with pytest.raises((ValueError, BufferError)):
             backward(**wrong)
 
 
-def test_threads_do_not_disturb_each_other():
-    cases = [make_case(seed, (24, 500), UNIFORM[seed % 4]) for seed in range(8)]
-    alone = [run("double_backward", case)[0] for case in cases]
-    with ThreadPoolExecutor(4) as pool:
-        together = [outputs for outputs, _ in pool.map(lambda case: run("double_backward", case), cases)]
-    for one, other in zip(alone, together, strict=True):
-        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_and_does_so_for_every_array_of_every_pass(pass_name):
+    problem = make_problem(21, (4, 6), UNIFORM[2])
+    first = "inference" if pass_name in FROZEN else "forward"
+    state = None if pass_name == first else call(native, first, problem)[1]
+    arrays = [name for name in inputs_of(pass_name) if isinstance(problem.get(name), np.ndarray)]
+    for name in arrays:
+        for wrong in (problem[name][:3], np.concatenate([problem[name]] * 2), problem[name][None]):
+            with pytest.raises(ValueError, match=r"shape|axes|one number|state of another"):
+                call(native, pass_name, problem | {name: wrong}, state)
+    given = [state if name == "state" else problem[name] for name in inputs_of(pass_name)]
+    outputs, _ = call(native, pass_name, problem, state)
+    for name, output in outputs.items():
+        for wrong in (output[:3], output[None]):
+            with pytest.raises(ValueError, match=r"shape|axes|one number"):
+                getattr(native, pass_name)(*given, **outputs | {name: wrong})
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4,), (8, 4)])
+def test_counts_have_one_shape(shape):
+    x, vector = np.ones((3, 4)), np.ones(3)
+    wrong = np.zeros(shape, np.int64)
+    with pytest.raises(ValueError, match="shape"):
+        native._core.forward(x, vector, vector, 0.5, x.copy(), *(vector.copy() for _ in range(3)), 1, wrong)
+
+
+def test_more_axes_than_numpy_has_are_not_needed():
+    shape = (2,) + (1,) * 29 + (3, 2)
+    problem = make_problem(22, shape, UNIFORM[2])
+    flat = {name: v.reshape(2, -1) if name in TENSORS else v for name, v in problem.items()}
+    found = run(native, problem, ["forward", "double_backward"], layout="transposed")
+    expected = run(backends.load("exact"), flat, ["forward", "double_backward"])
+    assert_same_bits({key: v.reshape(expected[key].shape) for key, v in found.items()}, expected)
