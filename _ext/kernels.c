@@ -133,7 +133,8 @@ static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, 
 
 /* The average of four elements: close to the mean as a rule, and exactly the value of a constant group. Returns
  * whether the pivots might as well be 0 in double-double: the elements differ by more than 1/32 of them. */
-static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor, double *pivot)
+static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor, int twofold,
+                               double *pivot)
 {
     int dispensable = 1;
     const ptrdiff_t count = job->call->geometry.count, step = count / 4;
@@ -150,7 +151,7 @@ static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, con
         const double rounded = job->narrow ? (double)(float)mean : mean;
         pivot[lane] = rounded - rounded == 0.0 ? rounded : sample[0][lane]; /* a sum may overflow */
     }
-    for (int lane = 0; !job->narrow && lane < unit->groups; lane++) {
+    for (int lane = 0; twofold && lane < unit->groups; lane++) {
         double spread = 0.0;
         for (int k = 0; k < 4; k++) {
             const double from_pivot = sample[k][lane] - pivot[lane];
@@ -183,7 +184,7 @@ static void refbn_fill_pivots(const refbn_job *job, const refbn_unit *unit, cons
             for (int lane = 0; lane < unit->groups; lane++)
                 pivot[lane] = is->frozen && which == 0 ? s->parameter[REFBN_MEAN][lane] : 0.0;
         else
-            s->dispensable[which] = refbn_choose_pivots(job, unit, tensor, pivot);
+            s->dispensable[which] = refbn_choose_pivots(job, unit, tensor, s->twofold, pivot);
         for (int lane = 0; lane < lanes; lane++) {
             if (lane >= unit->groups) /* padding; by elements, the one group's */
                 pivot[lane] = unit->by_groups ? 0.0 : pivot[0];
@@ -441,6 +442,11 @@ static inline int refbn_alike(double low, double high, int format)
     return low - low == 0.0 && high - high == 0.0 && refbn_encode(format, low) == refbn_encode(format, high);
 }
 
+static uint64_t refbn_every(const refbn_unit *unit)
+{
+    return unit->groups == 64 ? ~(uint64_t)0 : ((uint64_t)1 << unit->groups) - 1;
+}
+
 /* Bits of the groups with an undecided result; decided ones are left in `value`, to be rounded to the format. */
 static uint64_t refbn_decide(const refbn_unit *unit, const refbn_balls *balls, int format, double *value)
 {
@@ -460,7 +466,7 @@ static uint64_t refbn_decide(const refbn_unit *unit, const refbn_balls *balls, i
         if (refbn_any(bad))
             undecided |= refbn_lane_bits(bad, lane);
     }
-    return unit->groups == 64 ? undecided : undecided & (((uint64_t)1 << unit->groups) - 1);
+    return undecided & refbn_every(unit);
 }
 
 /* The sum of a group's elements, if binary64 additions give it without any rounding. */
@@ -504,27 +510,38 @@ static uint64_t refbn_settle_sums(const refbn_job *job, const refbn_unit *unit, 
     return undecided;
 }
 
-/* Bits of the groups with an undecided result. */
+/* Which groups' vector results are still open, a bit for each. */
+typedef struct {
+    uint64_t of[REFBN_VECTORS];
+} refbn_open;
+
+/* Write what is open, and leave open what is undecided; returns the bits of all groups with something open. */
 static uint64_t refbn_write_vectors(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
-                                    const refbn_solution *s, refbn_pending *pending)
+                                    const refbn_solution *s, refbn_open *open, refbn_pending *pending)
 {
     uint64_t all = 0;
     pending->vectors = 0;
     for (int which = 0; which < REFBN_VECTORS; which++) {
-        if (!(is->vectors >> which & 1))
+        if (!(is->vectors >> which & 1) || !open->of[which])
             continue;
         const refbn_vector *output = refbn_output(job->call, which);
         double value[REFBN_LANES];
-        uint64_t undecided = refbn_decide(unit, &s->vector[which], output->format, value);
+        uint64_t undecided = refbn_decide(unit, &s->vector[which], output->format, value) & open->of[which];
         if (undecided && !s->twofold && which == REFBN_TO_MEAN)
             undecided = refbn_settle_sums(job, unit, &job->call->x, s->count, undecided, value);
         if (undecided && !s->twofold && which == REFBN_TO_DBETA && job->call->dy.data)
             undecided = refbn_settle_sums(job, unit, &job->call->dy, 1.0, undecided, value);
+        if (job->team->rank == 0) { /* what is undecided is written again */
+            if (open->of[which] == refbn_every(unit))
+                refbn_vector_set(output, unit->group, unit->groups, value);
+            else
+                for (int lane = 0; lane < unit->groups; lane++)
+                    if (open->of[which] >> lane & 1)
+                        refbn_vector_set(output, unit->group + lane, 1, &value[lane]);
+            pending->vectors += __builtin_popcountll(undecided);
+        }
+        open->of[which] = undecided;
         all |= undecided;
-        if (job->team->rank > 0)
-            continue;
-        refbn_vector_set(output, unit->group, unit->groups, value); /* what is undecided is written again */
-        pending->vectors += __builtin_popcountll(undecided);
     }
     return all;
 }
@@ -620,7 +637,7 @@ static uint64_t refbn_sweep_combine(refbn_job *job, const refbn_unit *unit, cons
                                     const refbn_solution *s, uint64_t *flags, refbn_pending *pending)
 {
     pending->elements = 0;
-    const uint64_t every = unit->groups == 64 ? ~(uint64_t)0 : ((uint64_t)1 << unit->groups) - 1;
+    const uint64_t every = refbn_every(unit);
     uint64_t all = 0;
     ptrdiff_t index, last;
     for (refbn_share(job, unit, &index, &last); index < last; index++) {
@@ -694,18 +711,15 @@ static double refbn_exact_vector_of(const refbn_job *job, const refbn_exact_grou
 /* One group, by elements. `s` is the solution of the last rung, or of none: then nothing is decided yet. Sums and
  * vector results are the first member's work, elements everybody's. */
 static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_traits *is, const refbn_solution *s,
-                            uint64_t undecided_tiles, const uint64_t *flags, int solved)
+                            const refbn_open *open, const uint64_t *flags, int solved)
 {
     refbn_call *call = job->call;
     refbn_exact_group group;
     double buffer[3][REFBN_BLOCK];
     refbn_exact_begin(&group, refbn_exact_pass(job->pass), (uint64_t)s->count, s->eps);
     int vectors = 0;
-    for (int which = 0; which < REFBN_VECTORS; which++) {
-        double value[REFBN_LANES];
-        if (is->vectors >> which & 1)
-            vectors |= (!solved || refbn_decide(unit, &s->vector[which], refbn_output(call, which)->format, value)) << which;
-    }
+    for (int which = 0; which < REFBN_VECTORS; which++)
+        vectors |= (open->of[which] != 0) << which;
     if (is->sums && (!is->frozen || vectors))
         for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
             const refbn_tile tile = refbn_tile_at(call, unit, index);
@@ -725,7 +739,7 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
             const double value = refbn_exact_vector_of(job, &group, s, which, output->format);
             refbn_vector_set(output, unit->group, 1, &value);
         }
-    if (!undecided_tiles)
+    if (!is->tensors)
         return;
     ptrdiff_t index, last;
     for (refbn_share(job, unit, &index, &last); index < last; index++) {
@@ -809,7 +823,7 @@ static int refbn_mode(refbn_solution *s, const refbn_traits *is)
 }
 
 /* From `rung` on, what is flagged. */
-static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64_t *flags)
+static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_open *open, uint64_t *flags)
 {
     const refbn_traits traits = refbn_traits_of(job->pass), *is = &traits;
     refbn_call *call = job->call;
@@ -848,7 +862,7 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64
         }
         refbn_solve(&s, refbn_lanes(unit));
         solved = 1;
-        undecided = refbn_write_vectors(job, unit, is, &s, &pending);
+        undecided = refbn_write_vectors(job, unit, is, &s, open, &pending);
         if (job->pass == REFBN_FORWARD && job->team->rank == 0)
             refbn_save(job, unit, &s, rung);
         for (int which = 0; which < REFBN_TENSORS; which++)
@@ -870,7 +884,7 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64
     if (!unit->by_groups) {
         if (rung <= last)
             refbn_pass_on(job, &pending, rung, REFBN_EXACT);
-        refbn_run_exact(job, unit, is, &s, is->tensors != 0, flags, solved);
+        refbn_run_exact(job, unit, is, &s, open, flags, solved);
         return;
     }
     /* Each of the groups that need more goes on alone. */
@@ -887,7 +901,10 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, uint64
             for (ptrdiff_t from = index * size; from < (index + 1) * size && from < all; from++)
                 own[index] |= flags[from] >> lane & 1;
         }
-        refbn_climb(job, &alone, rung < last ? rung + 1 : last, own);
+        refbn_open own_open;
+        for (int which = 0; which < REFBN_VECTORS; which++)
+            own_open.of[which] = open->of[which] >> lane & 1;
+        refbn_climb(job, &alone, rung < last ? rung + 1 : last, &own_open, own);
     }
 }
 
@@ -947,7 +964,10 @@ static void refbn_run_unit(refbn_job *job, ptrdiff_t index, uint64_t *flags)
     }
     if (job->team->rank == 0)
         *vectors += unit.groups * __builtin_popcount((unsigned)is.vectors);
-    refbn_climb(job, &unit, rung, flags);
+    refbn_open open;
+    for (int which = 0; which < REFBN_VECTORS; which++)
+        open.of[which] = is.vectors >> which & 1 ? refbn_every(&unit) : 0;
+    refbn_climb(job, &unit, rung, &open, flags);
 }
 
 static void refbn_clear(const refbn_call *call, const refbn_vector *vector)

@@ -202,15 +202,16 @@ static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane
 {
     refbn_combination *of = &s->tensor[which];
     of->terms = terms;
-    /* Wherever something is not exactly zero, a product of it may have lost what lies below 2^-1074. */
-    refbn_vi nothing = (refbn_vi)(c.hi == 0.0) & (refbn_vi)(c.err == 0.0);
+    /* Wherever something is not exactly zero, a product of it may have lost what lies below 2^-1074; not with narrow
+     * data, whose products are above 2^-920. */
+    refbn_vi nothing = ((refbn_vi)(c.hi == 0.0) & (refbn_vi)(c.err == 0.0));
     for (int k = 0; k < terms; k++) {
         of->tensor[k] = tensors[k];
         nothing &= ((refbn_vi)(a[k].hi == 0.0) & (refbn_vi)(a[k].err == 0.0)) |
                    (refbn_vi)(refbn_load(s->constant[tensors[k]] + lane) != 0.0);
         refbn_put_term(s, of, k, lane, a[k], (refbn_v){0});
     }
-    refbn_put_term(s, of, 3, lane, c, unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(0x1p-1060)));
+    refbn_put_term(s, of, 3, lane, c, unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1060)));
 }
 
 /* ---- training ---- */
