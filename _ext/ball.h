@@ -38,7 +38,7 @@ static REFBN_INLINE refbn_ball refbn_neg(refbn_ball a) { return (refbn_ball){-a.
 /* Times a power of two. */
 static REFBN_INLINE refbn_ball refbn_times(refbn_ball a, double power)
 {
-    return (refbn_ball){a.hi * power, a.lo * power, a.err * power};
+    return (refbn_ball){a.hi * power, a.lo * power, a.err * (power < 0.0 ? -power : power)};
 }
 
 static REFBN_INLINE refbn_ball refbn_add(refbn_ball a, refbn_ball b)
