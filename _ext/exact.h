@@ -34,6 +34,8 @@
 #ifndef REFBN_EXACT_H
 #define REFBN_EXACT_H
 
+#include <limits.h>
+
 #include "exact_rung.h"
 
 #if defined(__GNUC__)
@@ -45,6 +47,12 @@
 #define REFBN_EXACT_INLINE static inline
 #define REFBN_EXACT_COPY(to, from, bytes) memcpy(to, from, bytes)
 #define REFBN_EXACT_CLEAR(to, bytes) memset(to, 0, bytes)
+#endif
+
+#ifdef REFBN_EXACT_BLIND /* a test's build, in which every answer comes from comparisons of whole numbers */
+#define REFBN_EXACT_IS_BLIND 1
+#else
+#define REFBN_EXACT_IS_BLIND 0
 #endif
 
 _Static_assert(REFBN_EXACT_LIMBS >= 405 + 1, "see the head of this file");
@@ -140,6 +148,28 @@ REFBN_EXACT_INLINE uint64_t refbn_exact_subtract_limb(uint64_t a, uint64_t b, ui
     const uint64_t difference = a - b, total = difference - *borrow;
     *borrow = (uint64_t)(a < b) | (uint64_t)(difference < *borrow);
     return total;
+}
+
+/* ---- two limbs ----------------------------------------------------------------------------------------- */
+
+REFBN_EXACT_INLINE refbn_exact_pair refbn_exact_pair_add(refbn_exact_pair a, refbn_exact_pair b)
+{
+    const uint64_t lo = a.lo + b.lo;
+    return (refbn_exact_pair){a.hi + b.hi + (lo < b.lo), lo};
+}
+
+/* a, or -1 - a where the mask is all ones. */
+REFBN_EXACT_INLINE refbn_exact_pair refbn_exact_pair_flip(refbn_exact_pair a, uint64_t mask)
+{
+    return (refbn_exact_pair){a.hi ^ mask, a.lo ^ mask};
+}
+
+/* floor(a / 2^shift), a not negative; 0 <= shift. */
+REFBN_EXACT_INLINE refbn_exact_pair refbn_exact_pair_shift(refbn_exact_pair a, int shift)
+{
+    if (shift >= 64)
+        return (refbn_exact_pair){0, shift >= 128 ? 0 : a.hi >> (shift - 64)};
+    return (refbn_exact_pair){a.hi >> shift, a.hi << 1 << (63 - shift) | a.lo >> shift};
 }
 
 /* ---- numbers ------------------------------------------------------------------------------------------- */
@@ -425,6 +455,17 @@ static inline refbn_exact_leading refbn_exact_leading_of(const refbn_exact_numbe
     return leading;
 }
 
+static inline refbn_exact_wide refbn_exact_wide_of(const refbn_exact_number *a)
+{
+    const int n = a->length, shift = n ? 64 - refbn_exact_width(a->limb[n - 1]) : 0;
+    refbn_exact_wide wide = {{0, 0, 0}, a->sign, 64 * (a->exponent + n) - shift};
+    for (int i = 0; i < 3; i++) {
+        const uint64_t limb = n > i ? a->limb[n - 1 - i] : 0, next = n > i + 1 ? a->limb[n - 2 - i] : 0;
+        wide.limb[2 - i] = limb << shift | next >> 1 >> (63 - shift);
+    }
+    return wide;
+}
+
 static inline refbn_exact_leading refbn_exact_leading_of_double(double a) /* exact */
 {
     const refbn_exact_parts parts = refbn_exact_unpack(refbn_exact_bits(a));
@@ -540,6 +581,151 @@ static int refbn_exact_compare_quotient(const refbn_exact_number *a, refbn_exact
     return a->sign * refbn_exact_compare_magnitudes(&left, &right);
 }
 
+/* ---- sums known to be small ---------------------------------------------------------------------------- */
+
+/* A sum that is known to be below 2^(64 n - 1) units is what its lowest n limbs say, in two's complement. */
+enum { REFBN_EXACT_LOW_LIMBS = 16 };
+
+/* Add a * mantissa * 2^(shift + 64 offset), or its negative; a's limbs without its exponent. */
+static inline void refbn_exact_low_add(uint64_t *restrict low, int limbs, const refbn_exact_number *a,
+                                            uint64_t mantissa, int shift, int offset, int negative)
+{
+    const uint64_t mask = 0 - (uint64_t)negative;
+    const int own = a->length < limbs - offset ? a->length : limbs - offset;
+    uint64_t high = 0, before = 0, carry = (uint64_t)negative;
+    uint64_t *at = low + offset;
+    for (int i = 0; i < own; i++) {
+        const uint64_t product = refbn_exact_muladd(a->limb[i], mantissa, high, 0, &high);
+        at[i] = refbn_exact_add_limb(at[i], (product << shift | before >> 1 >> (63 - shift)) ^ mask, &carry);
+        before = product;
+    }
+    for (int i = own > 0 ? own : 0; i < limbs - offset; i++) { /* at most two limbs, and the sign's */
+        at[i] = refbn_exact_add_limb(at[i], (high << shift | before >> 1 >> (63 - shift)) ^ mask, &carry);
+        before = high;
+        high = 0;
+    }
+}
+
+/* The first limb that a * (mantissa 2^(position - 1088)) may reach. */
+REFBN_EXACT_INLINE int refbn_exact_low_start(const refbn_exact_number *a, const refbn_exact_parts *b)
+{
+    return a->exponent + (b->position >> 6) - 17;
+}
+
+/* sum a[i] b[i] + c, which is below 2^top in magnitude (INT_MAX if that is not known), in limbs of which the
+ * first is number `base`. Returns how many these are; 0 if they would be too many. */
+static int refbn_exact_low_sum(uint64_t *restrict low, int *base, const refbn_exact_number *const *a,
+                               const refbn_exact_parts *b, int n, const refbn_exact_number *c, int top)
+{
+    int first = c->sign ? c->exponent : 1 << 20, end = c->sign ? c->exponent + c->length : -(1 << 20);
+    for (int i = 0; i < n; i++) {
+        const int start = refbn_exact_low_start(a[i], &b[i]);
+        if (!a[i]->sign || !b[i].mantissa)
+            continue;
+        first = start < first ? start : first;
+        end = start + a[i]->length + 2 > end ? start + a[i]->length + 2 : end; /* of the product */
+    }
+    if (top < 64 * end + 63) /* or else one more for the sum and the sign */
+        end = top + 1 >= 64 * first ? (top + 1 - 64 * first + 63) / 64 + first - 1 : first;
+    const int limbs = end < first ? 1 : end - first + 1;
+    if (limbs > REFBN_EXACT_LOW_LIMBS)
+        return 0;
+    *base = first;
+    for (int i = 0; i < limbs; i++)
+        low[i] = 0;
+    if (c->sign && c->exponent - first < limbs)
+        refbn_exact_low_add(low, limbs, c, 1, 0, c->exponent - first, c->sign < 0);
+    for (int i = 0; i < n; i++) {
+        const int offset = refbn_exact_low_start(a[i], &b[i]) - first;
+        if (a[i]->sign && b[i].mantissa && offset < limbs)
+            refbn_exact_low_add(low, limbs, a[i], b[i].mantissa, b[i].position & 63, offset,
+                                (a[i]->sign < 0) ^ b[i].negative);
+    }
+    return limbs;
+}
+
+static void refbn_exact_from_low(refbn_exact_number *into, const uint64_t *low, int limbs, int base)
+{
+    const int negative = (int)(low[limbs - 1] >> 63);
+    const uint64_t mask = 0 - (uint64_t)negative;
+    uint64_t carry = (uint64_t)negative;
+    for (int i = 0; i < limbs; i++)
+        into->limb[i] = refbn_exact_add_limb(low[i] ^ mask, 0, &carry);
+    into->sign = negative ? -1 : 1;
+    into->exponent = base;
+    into->length = limbs;
+    refbn_exact_trim(into);
+}
+
+/* ---- rational roots ------------------------------------------------------------------------------------ */
+
+/* a b mod 2^(64 n). */
+static void refbn_exact_low_multiply(uint64_t *restrict into, const uint64_t *a, const uint64_t *b, int n)
+{
+    for (int i = 0; i < n; i++)
+        into[i] = 0;
+    for (int i = 0; i < n; i++) {
+        uint64_t carry = 0;
+        for (int j = 0; i + j < n; j++)
+            into[i + j] = refbn_exact_muladd(a[i], b[j], into[i + j], carry, &carry);
+    }
+}
+
+/* Whether a > 0 is the square of `root`, a dyadic number; 0 too if a is long.
+ *
+ * With N = a 2^-(even) odd, it must be 1 mod 8, and y = N^(-1/2) mod 2^k is found by Newton's method on
+ * 2-adic integers, y' = y (3 - N y^2) / 2: N y'^2 is 1 to almost twice as many bits. The root, if there
+ * is one, is N y mod 2^k or its negative, and is squared to see. */
+static int refbn_exact_square_root(refbn_exact_number *root, const refbn_exact_number *a)
+{
+    enum { LONGEST = 24, MOST = LONGEST / 2 + 2 };
+    if (a->length > LONGEST)
+        return 0;
+    int trailing = 0;
+    while (!(a->limb[0] >> trailing & 1))
+        trailing++;
+    const int n = a->length, half = (n + 1) / 2, limbs = half + 2;
+    if (trailing & 1 || (a->limb[0] >> trailing | (n > 1 ? a->limb[1] << 1 << (63 - trailing) : 0)) % 8 != 1)
+        return 0;
+    uint64_t N[MOST + 1] = {0}, y[MOST + 1] = {0}, t[MOST + 1], r[MOST + 1];
+    for (int i = 0; i < limbs; i++) {
+        const uint64_t limb = i < n ? a->limb[i] : 0, next = i + 1 < n ? a->limb[i + 1] : 0;
+        N[i] = limb >> trailing | next << 1 << (63 - trailing);
+        y[i] = i == 0;
+    }
+    for (int known = 3; known < 64 * limbs; known = 2 * known - 2) {
+        uint64_t carry = 0;
+        refbn_exact_low_multiply(t, y, y, limbs);
+        refbn_exact_low_multiply(r, t, N, limbs);
+        for (int i = 0; i < limbs; i++)
+            t[i] = refbn_exact_subtract_limb(i ? 0 : 3, r[i], &carry);
+        refbn_exact_low_multiply(r, y, t, limbs);
+        for (int i = 0; i < limbs; i++)
+            y[i] = r[i] >> 1 | (i + 1 < limbs ? r[i + 1] << 63 : 0);
+    }
+    refbn_exact_low_multiply(r, N, y, limbs);
+    if (r[half] & 1) { /* the negative is the small one */
+        uint64_t carry = 0;
+        for (int i = 0; i < limbs; i++)
+            r[i] = refbn_exact_subtract_limb(0, r[i], &carry);
+    }
+    refbn_exact_number candidate, square;
+    const int shift = trailing / 2 + (a->exponent & 1 ? 32 : 0); /* below 64 */
+    candidate.sign = 1;
+    candidate.exponent = (a->exponent - (a->exponent & 1)) / 2;
+    candidate.length = half + 1;
+    for (int i = 0; i <= half; i++) {
+        const uint64_t limb = i < half ? r[i] : 0, before = i ? r[i - 1] : 0;
+        candidate.limb[i] = shift ? limb << shift | before >> (64 - shift) : limb;
+    }
+    refbn_exact_trim(&candidate);
+    refbn_exact_multiply(&square, &candidate, &candidate);
+    if (!square.sign || refbn_exact_compare_magnitudes(&square, a))
+        return 0;
+    refbn_exact_copy(root, &candidate);
+    return 1;
+}
+
 /* ---- formats ------------------------------------------------------------------------------------------- */
 
 /* Precision and exponent range as in refbn/_formats.py. Magnitudes are encoded as in IEEE 754: codes have the
@@ -615,13 +801,34 @@ typedef struct {
     uint64_t low, high;
 } refbn_exact_range;
 
+/* Where (hi 2^64 + lo) 2^exponent, in two's complement, rounds to if it is off by up to `error` units. */
+static refbn_exact_range refbn_exact_range_of(uint64_t hi, uint64_t lo, int exponent, uint64_t error,
+                                              refbn_exact_format f)
+{
+    uint64_t carry;
+    refbn_exact_range range = {1, 0, 0};
+    if (hi >> 63) {
+        carry = 0;
+        lo = refbn_exact_subtract_limb(0, lo, &carry);
+        hi = refbn_exact_subtract_limb(0, hi, &carry);
+        range.sign = -1;
+    }
+    if (hi || lo > error)
+        range.low = refbn_exact_encode(hi - (lo < error), lo - error, exponent, f);
+    else
+        range.sign = 0;
+    carry = 0;
+    lo = refbn_exact_add_limb(lo, error, &carry);
+    range.high = refbn_exact_encode(hi + carry, lo, exponent, f);
+    return range;
+}
+
 /* Where the sum of up to five terms rounds to, each known to 2^11 units.
  *
  * In steps of 2^-124 of a power of two above the largest term, a term is below 2^124 and its own error at
  * most 2^11 2^-127 2^124 = 2^8; cutting it off adds 1. Five terms: below 2^127, less than 1285 off. */
 static refbn_exact_range refbn_exact_enclose(const refbn_exact_leading *term, int terms, refbn_exact_format f)
 {
-    const uint64_t error = 1285;
     uint64_t hi = 0, lo = 0, carry;
     int any = 0, top = 0;
     for (int i = 0; i < terms; i++)
@@ -645,24 +852,9 @@ static refbn_exact_range refbn_exact_enclose(const refbn_exact_leading *term, in
             hi = refbn_exact_subtract_limb(hi, high, &carry);
         }
     }
-#ifdef REFBN_EXACT_BLIND /* a test's build, in which every answer comes from the comparisons below */
-    return (refbn_exact_range){0, 0, refbn_exact_infinite_code(f)};
-#endif
-    refbn_exact_range range = {1, 0, 0};
-    if (hi >> 63) {
-        carry = 0;
-        lo = refbn_exact_subtract_limb(0, lo, &carry);
-        hi = refbn_exact_subtract_limb(0, hi, &carry);
-        range.sign = -1;
-    }
-    if (hi || lo > error)
-        range.low = refbn_exact_encode(hi - (lo < error), lo - error, top - 124, f);
-    else
-        range.sign = 0;
-    carry = 0;
-    lo = refbn_exact_add_limb(lo, error, &carry);
-    range.high = refbn_exact_encode(hi + carry, lo, top - 124, f);
-    return range;
+    if (REFBN_EXACT_IS_BLIND)
+        return (refbn_exact_range){0, 0, refbn_exact_infinite_code(f)};
+    return refbn_exact_range_of(hi, lo, top - 124, 1285, f);
 }
 
 /* a / divisor + b rounded, as bits, given a range that contains it. */

@@ -22,7 +22,8 @@ enum {
     REFBN_EXACT_LIMBS = 408,
     REFBN_EXACT_GROUP_BYTES = 128 * 1024, /* a group is no larger */
     REFBN_EXACT_SUM_PARTS = 68,
-    REFBN_EXACT_PRODUCT_PARTS = 134
+    REFBN_EXACT_PRODUCT_PARTS = 134,
+    REFBN_EXACT_MEMOS = 256
 };
 
 /* sign * sum limb[i] 2^(64 (exponent + i)). Neither the first nor the last of `length` limbs is 0; zero has
@@ -38,6 +39,12 @@ typedef struct {
     int sign, top;
 } refbn_exact_leading;
 
+/* The same with 192 bits, the first limb the last. */
+typedef struct {
+    uint64_t limb[3];
+    int sign, top;
+} refbn_exact_wide;
+
 /* C sqrt(R), or C alone. */
 typedef struct {
     refbn_exact_number factor, radicand;
@@ -46,17 +53,32 @@ typedef struct {
     int rooted, has_square;
 } refbn_exact_divisor;
 
+/* hi 2^64 + lo, or that less 2^128: two's complement. */
+typedef struct {
+    uint64_t hi, lo;
+} refbn_exact_pair;
+
 /* An element's output as a function of the element: (k_x x + k_g g + k_u u + k_1) / divisor + offset. */
 typedef struct {
     int present, undefined; /* the pass has this output; it is NaN for the whole group */
     int reads;              /* which of x, g, u the formula contains */
+    int active;             /* which of them an element's value depends on */
+    int zero;               /* every element is exactly 0 */
+    int64_t decided, zeros; /* elements decided by exact numbers, and how many of them were exactly 0 */
     refbn_exact_number coefficient[4];
     refbn_exact_leading leading[4]; /* coefficient / divisor */
+    refbn_exact_wide wide[4]; /* coefficient */
     refbn_exact_divisor divisor;
     refbn_exact_number offset;
     refbn_exact_leading leading_offset;
-    uint64_t memo_key[3], memo; /* the last element asked for, and its answer, as bits */
-    int memo_format;            /* -1 if there is none */
+    refbn_exact_pair constant; /* k_1 / divisor + offset = constant 2^(constant_top - 124) */
+    int constant_top;
+    int rational; /* whether the divisor is rational: 1, 0, or -1 if that was not asked yet */
+    refbn_exact_number root, rational_constant; /* if it is: the divisor, and k_1 + offset * divisor */
+    /* Elements that took exact numbers, and their codes; where those are needed, elements often repeat. */
+    uint64_t memo_key[REFBN_EXACT_MEMOS][3], memo[REFBN_EXACT_MEMOS];
+    unsigned char memo_used[REFBN_EXACT_MEMOS];
+    int memo_format; /* -1 if there are none */
 } refbn_exact_form;
 
 typedef struct {
@@ -133,6 +155,19 @@ double refbn_exact_vector(const refbn_exact_group *group, int output, int format
 
 /* An element's output. What the output's formula does not contain may be anything. */
 double refbn_exact_element(refbn_exact_group *group, int output, double x, double g, double u, int format);
+
+/* The same for elements index[0 .. n - 1] of x, g and u (NULL where the formula contains none): the bits that
+ * encode the outputs in the format. */
+void refbn_exact_elements(refbn_exact_group *group, int output, const double *x, const double *g,
+                          const double *u, const uint16_t *index, ptrdiff_t n, int format, uint64_t *code);
+
+/* Whether so many elements were exactly 0 that it pays to find out whether all are: then gather the squares
+ * of all elements (in any order and any pieces) between a `begin` and an `end`. The pass may not have g or
+ * u. */
+int refbn_exact_suggests_zero(const refbn_exact_group *group, int output);
+void refbn_exact_squares_begin(refbn_exact_group *group);
+void refbn_exact_squares_gather(refbn_exact_group *group, const double *g, const double *u, ptrdiff_t n);
+void refbn_exact_squares_end(refbn_exact_group *group);
 
 /* The running mean or variance after a pass FORWARD. The new statistic weighs numerator / denominator if
  * weighs_new, or else the old one does; the other weighs the rest. 0 <= numerator, 0 < denominator.

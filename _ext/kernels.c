@@ -694,6 +694,9 @@ static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit,
     return (const double *)(const void *)rows.data;
 }
 
+REFBN_UNALIGNED(uint32_t, refbn_single_in_memory);
+REFBN_UNALIGNED(uint64_t, refbn_word_in_memory);
+
 static double refbn_exact_vector_of(const refbn_job *job, const refbn_exact_group *group, const refbn_solution *s,
                                     int which, int format)
 {
@@ -706,6 +709,43 @@ static double refbn_exact_vector_of(const refbn_job *job, const refbn_exact_grou
     const int is_var = which == REFBN_TO_DVAR;
     return refbn_exact_running(group, is_var, call->unbiased, call->momentum[0], call->momentum[1], call->weighs_new,
                                s->parameter[is_var ? REFBN_VAR : REFBN_MEAN][0], format);
+}
+
+/* Write encoded numbers to some elements of a tile, in ascending order. */
+static void refbn_put_codes(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+                            const refbn_tensor *output, const uint16_t *index, int n, const uint64_t *code)
+{
+    const ptrdiff_t stride = output->stride[call->geometry.ndim - 1];
+    ptrdiff_t start = 0, left = 0; /* the run that `at` starts */
+    char *at = NULL;
+    for (int k = 0; k < n; k++) {
+        const ptrdiff_t element = index[k];
+        if (element >= start + left) {
+            start = element;
+            at = refbn_element(call, output, unit->group, tile.start + element, &left);
+        }
+        char *const to = at + (element - start) * stride;
+        if (output->format == REFBN_F64)
+            *(refbn_word_in_memory *)to = code[k];
+        else if (output->format == REFBN_F32)
+            *(refbn_single_in_memory *)to = (uint32_t)code[k];
+        else
+            *(refbn_half_in_memory *)to = (uint16_t)code[k];
+    }
+}
+
+/* For a group of zeros. The squares lie where other sums did: once the group is solved, these are of no more use. */
+static void refbn_gather_squares(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
+                                 refbn_exact_group *group)
+{
+    double buffer[2][REFBN_BLOCK];
+    refbn_exact_squares_begin(group);
+    for (ptrdiff_t index = 0; index < refbn_tiles(job->call, unit) && (is->g || is->u); index++) {
+        const refbn_tile tile = refbn_tile_at(job->call, unit, index);
+        refbn_exact_squares_gather(group, is->g ? refbn_numbers(job, unit, tile, 1, buffer[0]) : NULL,
+                                   is->u ? refbn_numbers(job, unit, tile, 2, buffer[1]) : NULL, tile.count);
+    }
+    refbn_exact_squares_end(group);
 }
 
 /* One group, by elements. `s` is the solution of the last rung, or of none: then nothing is decided yet. Sums and
@@ -741,34 +781,42 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
         }
     if (!is->tensors)
         return;
+    int hard[REFBN_TENSORS] = {0}, squares = 0;
     ptrdiff_t index, last;
     for (refbn_share(job, unit, &index, &last); index < last; index++) {
         if (!flags[index])
             continue;
         const refbn_tile tile = refbn_tile_at(call, unit, index);
         const double *x = refbn_numbers(job, unit, tile, 0, buffer[0]);
-        const double *g = is->g ? refbn_numbers(job, unit, tile, 1, buffer[1]) : x;
-        const double *u = is->u ? refbn_numbers(job, unit, tile, 2, buffer[2]) : x;
+        const double *g = is->g ? refbn_numbers(job, unit, tile, 1, buffer[1]) : NULL;
+        const double *u = is->u ? refbn_numbers(job, unit, tile, 2, buffer[2]) : NULL;
         for (int which = 0; which < REFBN_TENSORS; which++) {
             if (!(is->tensors >> which & 1))
                 continue;
             const refbn_tensor *output = refbn_tensor_output(call, which);
-            refbn_buffers buffers;
-            refbn_ends ends;
-            refbn_rows in[3] = {{0}};
-            if (solved)
+            const int form = which == REFBN_TO_Y ? REFBN_EXACT_Y : REFBN_EXACT_DX;
+            uint16_t left[REFBN_BLOCK];
+            uint64_t code[REFBN_BLOCK];
+            int n = 0;
+            if (solved && !hard[which]) {
+                refbn_buffers buffers;
+                refbn_ends ends;
+                refbn_rows in[3] = {{0}};
                 refbn_enclose(job, unit, tile, s, which, output->format != REFBN_F64, (refbn_rows){0}, &ends, in,
                               &buffers);
-            ptrdiff_t left = 0;
-            char *at = NULL;
-            for (int k = 0; k < tile.count; k++, left--, at += output->stride[call->geometry.ndim - 1]) {
-                if (left == 0)
-                    at = refbn_element(call, output, unit->group, tile.start + k, &left);
-                if (solved && refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format))
-                    continue;
-                refbn_put(output->format, at,
-                          refbn_exact_element(&group, which == REFBN_TO_Y ? REFBN_EXACT_Y : REFBN_EXACT_DX, x[k], g[k],
-                                              u[k], output->format));
+                for (int k = 0; k < tile.count; k++) {
+                    left[n] = (uint16_t)k;
+                    n += !refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format);
+                }
+                hard[which] = n > tile.count / 2; /* then it costs more to find out than to decide all */
+            } else
+                for (; n < tile.count; n++)
+                    left[n] = (uint16_t)n;
+            refbn_exact_elements(&group, form, x, g, u, left, n, output->format, code);
+            refbn_put_codes(call, unit, tile, output, left, n, code);
+            if (!squares && refbn_exact_suggests_zero(&group, form)) {
+                squares = 1;
+                refbn_gather_squares(job, unit, is, &group);
             }
         }
     }

@@ -115,6 +115,15 @@ class Rung:
             ("solve", None, [pointer, pointer]),
             ("vector", double, [pointer, integer, integer]),
             ("element", double, [pointer, integer, double, double, double, integer]),
+            (
+                "elements",
+                None,
+                [pointer, integer, pointer, pointer, pointer, pointer, ctypes.c_ssize_t, integer, pointer],
+            ),
+            ("suggests_zero", integer, [pointer, integer]),
+            ("squares_begin", None, [pointer]),
+            ("squares_gather", None, [pointer, pointer, pointer, ctypes.c_ssize_t]),
+            ("squares_end", None, [pointer]),
             ("running", double, [pointer, integer, integer, double, double, integer, double, integer]),
             ("round", double, [pointer, pointer, pointer, pointer, integer]),
         ):
@@ -131,6 +140,17 @@ class Rung:
         self.gather(group, *(None if t is None else t.ctypes.data for t in data), n)
         self.solve(group, ctypes.byref(Parameters(**parameters)))
         return group
+
+    def codes(self, group, output, tensors, kind):
+        """Every second element's output, then the others', as bits."""
+        n = len(tensors[0])
+        found = np.full(n, 1, np.uint64)
+        for index in (np.arange(0, n, 2, np.uint16), np.arange(1, n, 2, np.uint16)):
+            part = np.empty(len(index), np.uint64)
+            data = [t.ctypes.data for t in (*tensors, index)]
+            self.elements(group, output, *data, len(index), kind, part.ctypes.data)
+            found[index] = part
+        return found
 
     def run(self, pass_name, p, fmt):
         """Every output of a pass, as binary64."""
@@ -460,6 +480,64 @@ def test_sums_of_any_order_and_pieces(rung):
     for i in range(50):
         element = (x[i], dy[i], u[i])
         assert rung.element(whole, 1, *element, 3) == rung.element(pieces[0], 1, *element, 3)
+
+
+ALIKE = {
+    "normal": lambda rng, m: rng.standard_normal((3, m)),
+    "proportional": lambda rng, m: np.outer([1.0, 2.0, -3.0], rng.standard_normal(m)),
+    "almost proportional": lambda rng, m: (
+        np.outer([1.0, 2.0, -3.0], rng.standard_normal(m)) + 2.0**-50 * rng.standard_normal((3, m))
+    ),
+    "signs": lambda rng, m: np.array([[1.0], [3.0], [-2.0]]) * rng.permutation(np.resize([1.0, -1.0], m)),
+    "mixed": lambda rng, m: np.where(np.arange(m) % 9 < 3, 1.0, rng.standard_normal((3, m))),
+    "short": lambda rng, m: rng.integers(-(2**20), 2**20, (3, m)) * 2.0**-20,
+    "subnormal": lambda rng, m: rng.integers(-(2**52), 2**52, (3, m)) * 2.0**-1074,
+    "not all numbers": lambda rng, m: rng.choice([np.nan, np.inf, 1.0, 0.1], (3, m)),
+}
+
+
+@pytest.mark.parametrize("family", ALIKE)
+def test_elements_together_and_by_comparisons_alone(rungs, family):
+    """What many elements of one kind take to is what each of them gets from a build that only compares."""
+    rng = np.random.default_rng(list(ALIKE).index(family))
+    m, (*quick, blind) = 48, rungs
+    for name, eps, gamma in itertools.product(PASSES, (0.0, 1e-30, 1e-5), (1.0, 1.3)):
+        tensors = [np.ascontiguousarray(t) for t in ALIKE[family](rng, m)]
+        offset = rng.choice([0.0, 0.5 + 2.0**-12, 0.7])
+        parameters = {"gamma": gamma, "beta": offset, "mean": 0.25, "var": 1.0, "gamma_dot": 0.5, "beta_dot": offset}
+        groups = [rung.group(name, tensors, parameters, eps) for rung in rungs]
+        for output in {ELEMENTS[key] for key in OUTPUTS[name].split() if key in ELEMENTS}:
+            kind = int(rng.integers(4))
+            truth = blind.codes(groups[-1], output, tensors, kind)
+            for rung, group in zip(quick, groups, strict=False):
+                np.testing.assert_array_equal(rung.codes(group, output, tensors, kind), truth)
+
+
+@pytest.mark.parametrize("name", ["backward", "double_backward", "hvp"])
+@pytest.mark.parametrize("change", [0.0, 2.0**-40])
+def test_groups_of_zeros(rung, name, change):
+    """Where dy and ddx are proportional to x and eps is 0, dx is 0; the squares tell, and tell when it is not."""
+    rng = np.random.default_rng(20)
+    x = np.round(rng.standard_normal(200) * 2.0**20) * 2.0**-20
+    tensors = [x, 2 * x + 1, -3 * x]
+    tensors[1][-1] += change
+    group = rung.group(name, tensors, {"gamma": 1.5}, 0.0)
+    alone = rung.group(name, tensors, {"gamma": 1.5}, 0.0)
+    first = rung.codes(group, 1, tensors, 3)
+    assert rung.suggests_zero(group, 1) == (change == 0.0)
+    rung.squares_begin(group)
+    for part in (slice(0, 7), slice(7, 200)):
+        data = [np.ascontiguousarray(t[part]) for t in tensors]
+        rung.squares_gather(
+            group, data[1].ctypes.data, None if name == "backward" else data[2].ctypes.data, len(data[1])
+        )
+    rung.squares_end(group)
+    assert not rung.suggests_zero(group, 1)
+    elsewhere = [t + 1.0 for t in tensors]  # not of this group: only the shortcut says 0 there
+    assert (not rung.codes(group, 1, elsewhere[:1] + tensors[1:], 3).any()) == (change == 0.0)
+    np.testing.assert_array_equal(rung.codes(group, 1, tensors, 3), first)
+    assert (not first.any()) == (change == 0.0)
+    assert rung.vector(group, VECTORS["dgamma"], 3) == rung.vector(alone, VECTORS["dgamma"], 3)
 
 
 def test_tensors_left_out(rung):
