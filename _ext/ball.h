@@ -4,16 +4,18 @@
  * ends with SAFE, which outweighs the roundings of that line (at most 16 operations on numbers >= 0).
  * Bounds of the arithmetic itself, for hi and lo as given and A, B the magnitudes of hi:
  *
- *   add   two_sum is exact; a.lo + b.lo, and adding it to the tail, round numbers below 2u (A + B) and
- *         4u (A + B): in all below 4 u^2 (A + B) [a bound relative to A + B, not to the sum].
- *   mul   two_product is exact; dropped a.lo b.lo <= u^2 AB; four roundings of numbers <= 3u AB, less than
- *         8 u^2 AB.
- *   over  q = a.hi/b.hi; the rest a - q b is exact but for roundings of numbers below 4u A, four of them; the
- *         second quotient and the dropped part of b add less than 4 u^2 |q|: 24 u^2 |q| in all.
+ *   add   two_sum is exact; a.lo + b.lo and adding it to the tail round numbers below u (A + B) and 2u (A + B).
+ *         Where the sum's head is smaller than the tail, fast_two_sum loses up to u times the tail. In all below
+ *         4 u^2 (A + B) [a bound relative to A + B, not to the sum].
+ *   mul   two_product is exact; dropped a.lo b.lo <= u^2 AB; four roundings of numbers <= 3u AB: 8 u^2 AB. The
+ *         ninth pays for rounding lo -+ err when the result is tested, as the reserves of the others do.
+ *   over  q = a.hi/b, b exact; the rest a - q b is exact but for its last addition: below 4 u^2 |q|. 24 u^2 |q|.
  *   inverse_root   r0 = 1/sqrt(q) in binary64 has relative error <= 2u (+ u for q.lo). rest = 1 - q r0^2 is
- *         below 7u and known to 5 u^2; one step r0 (1 + rest/2) leaves 3/8 rest^2 <= 19 u^2, 3 u^2 from rest
- *         and 4 u^2 of rounding: 32 u^2. For the ball: |1/sqrt(q + d) - 1/sqrt(q)| <= 0.51 d/q r as long as
- *         d <= 2^-20 q; otherwise nothing is claimed (err is infinite).
+ *         below 7u and known to 13 u^2; one step r0 (1 + rest/2) leaves 3/8 rest^2 <= 18.4 u^2, 6.5 u^2 from
+ *         rest and 3.5 u^2 of rounding: 32 u^2. For the ball: |1/sqrt(q + d) - 1/sqrt(q)| <= 0.51 d/q r as
+ *         long as d <= 2^-20 q; otherwise nothing is claimed (err is infinite).
+ *
+ * After a cancellation |lo| may reach 3u |hi|; then err is above u |hi|, and what that changes is below 2^-40 of it.
  *
  * These hold where nothing overflows and no product underflows; kernels.c says where that is ("fit").
  * Overflow makes hi or err infinite or NaN, which no rounding test accepts.

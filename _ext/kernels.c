@@ -376,8 +376,8 @@ static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn
     }
 }
 
-/* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether every element is
- * finite. Each member looks at all elements: this is rare. */
+/* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether that is of use: not
+ * with infinities or NaN, nor with tensors of subnormal numbers. Each member looks at all elements: this is rare. */
 static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const refbn_traits *is, refbn_solution *s)
 {
     refbn_call *call = job->call;
@@ -406,15 +406,18 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
         for (int lane = 0; lane < unit->groups; lane++) {
             const double root = which == 0 ? REFBN_SQRT(s->eps) : 0.0;
             const refbn_bits most = {largest[lane] < root ? root : largest[lane]};
-            finite &= largest[lane] - largest[lane] == 0.0;
+            /* subnormal numbers are slower in the machine's arithmetic than in integers */
+            finite &= largest[lane] - largest[lane] == 0.0 && !(largest[lane] > 0.0 && largest[lane] < 0x1p-1010);
             int exponent = (int)(most.i >> 52) - 1023;
             exponent = exponent < -1000 ? -1000 : exponent;
             s->constant[which][lane] = differs[lane] == 0.0;
             s->exponent[which][lane] = most.f > 0.0 ? -exponent : 0.0;
             if (s->exponent[which][lane] < -1000.0)
                 s->exponent[which][lane] = -1000.0;
-            s->pivot[which][lane] *=
-                ((refbn_bits){.i = (int64_t)(s->exponent[which][lane] + 1023.0) << 52}).f;
+            const double power = ((refbn_bits){.i = (int64_t)(s->exponent[which][lane] + 1023.0) << 52}).f;
+            const double scaled = s->pivot[which][lane] * power;
+            s->constant[which][lane] *= scaled / power == s->pivot[which][lane]; /* else it lost bits, or vanished */
+            s->pivot[which][lane] = scaled;
         }
         for (int lane = unit->groups; lane < REFBN_LANES; lane++) {
             const int like = unit->by_groups ? lane : 0;
@@ -952,6 +955,7 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_
         refbn_open own_open;
         for (int which = 0; which < REFBN_VECTORS; which++)
             own_open.of[which] = open->of[which] >> lane & 1;
+        refbn_meet(job); /* whoever goes on to the next unit writes its flags */
         refbn_climb(job, &alone, rung < last ? rung + 1 : last, &own_open, own);
     }
 }
@@ -968,6 +972,12 @@ static int refbn_is_narrow(const refbn_call *call)
         &call->dgamma,    &call->dbeta,    &call->dmean,    &call->dvar,
     };
     int wide = 0;
+    if (refbn_traits_of(call->pass).frozen && call->pass != REFBN_INFERENCE) /* whose statistics the state hands on */
+        for (ptrdiff_t group = 0; group < call->geometry.groups; group++) {
+            const double *row = call->state + group * REFBN_STATE_SIZE;
+            wide |= (double)(float)row[REFBN_STATE_PIVOT] != row[REFBN_STATE_PIVOT];
+            wide |= (double)(float)row[REFBN_STATE_VAR] != row[REFBN_STATE_VAR];
+        }
     for (size_t k = 0; k < sizeof tensors / sizeof *tensors; k++)
         wide |= tensors[k]->data && tensors[k]->format == REFBN_F64;
     for (size_t k = 0; k < sizeof vectors / sizeof *vectors; k++)

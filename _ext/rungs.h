@@ -19,7 +19,8 @@
  *           numbers <= 2 n u S: (2 n^2 + 10) u^2 S < 2100 u^2 S.
  *   combine tails of a product: 10 u^2 |a t|; two_sum exact; adding the tail (<= 4 u W) and to the sum of the
  *           tails (<= 16 u W): 20 u^2 W for each of three terms; the last l -+ e: 16 u^2 W. 128 u^2 W covers all.
- *  totals   each addition to a total in two parts costs at most 4 u^2 times its magnitude (ball.h, add).
+ *  totals   each addition to a total in two parts costs at most 4 u^2 times its magnitude (ball.h, add), and 100 u^2 of
+ *           a tile's own sum, whose tail is not normalised; the chains, which need 700 u^2, leave that much.
  *
  * Where a coefficient's bound is infinite, nothing is decided: refbn_hopeless, asked before.
  *

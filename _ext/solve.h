@@ -10,8 +10,9 @@
  * same for all of them if eps is scaled along; what else the results are off by is undone by `refbn_shift`.
  *
  * Where this is valid ("fit"): var + eps within 2^-300 ... 2^300; and, unless all data are narrow, root mean squares
- * and parameters 0 or within 2^-120 ... 2^120. Then no product below leaves 2^-920 ... 2^840 and no error
- * above 0 falls below 2^-950. Everywhere else errors are set to infinity.
+ * and parameters 0 or within 2^-120 ... 2^120. Then no product below leaves 2^-920 ... 2^840 (one
+ * result has a condition of its own) and no error above 0 falls below 2^-1010: 2^-40 of it, which REFBN_SAFE adds,
+ * outweighs what an underflow loses. Everywhere else errors are set to infinity.
  *
  * Test: pytest tests/backends/test_native.py
  */
@@ -211,7 +212,7 @@ static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane
                    (refbn_vi)(refbn_load(s->constant[tensors[k]] + lane) != 0.0);
         refbn_put_term(s, of, k, lane, a[k], (refbn_v){0});
     }
-    refbn_put_term(s, of, 3, lane, c, unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1060)));
+    refbn_put_term(s, of, 3, lane, c, unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050)));
 }
 
 /* ---- training ---- */
@@ -305,7 +306,7 @@ static REFBN_INLINE void refbn_solve_running_update(refbn_solution *s, int lane)
         var = refbn_over(refbn_mul(var, refbn_exactly(m)), m - 1.0);
     refbn_v unfit = refbn_unfit_parameters(s, lane);
     if (!s->narrow)
-        unfit += refbn_square_outside(s, REFBN_TT, 0, lane, m);
+        unfit += refbn_square_outside(s, REFBN_TT, 0, lane, m) + refbn_outside(pivot.hi, 0x1p120);
     refbn_ball weight[2];
     for (int k = 0; k < 2; k++) {
         const double hi = s->weight[k][0], lo = s->weight[k][1];
@@ -404,7 +405,8 @@ static REFBN_INLINE void refbn_solve_inference_second_order(refbn_solution *s, i
     refbn_put_vector(s, REFBN_TO_DBETA, lane, zero, (refbn_v){0});                                          /* (I11) */
     const refbn_ball bracket = refbn_add(refbn_mul(refbn_sub(f.gamma_dot, f.gamma_r2_var_dot), f.g_xhat),
                                          refbn_mul(refbn_parameter(s, REFBN_GAMMA, lane), g_xhat_dot));
-    refbn_put_vector(s, REFBN_TO_DVAR, lane, refbn_times(refbn_mul(f.r, refbn_mul(f.r, bracket)), -0.5), unfit); /* (I12) */
+    refbn_put_vector(s, REFBN_TO_DVAR, lane, refbn_times(refbn_mul(f.r, refbn_mul(f.r, bracket)), -0.5),
+                     unfit + refbn_outside(f.r.hi, 0x1p64)); /* (I12): of r^5 */
     if (s->pass == REFBN_INFERENCE_DOUBLE_BACKWARD)
         refbn_solve_inference_jvp(s, lane); /* (I14) */
 }

@@ -356,7 +356,7 @@ def _power(exponent: int) -> Fraction:
 # ---- what is found --------------------------------------------------------------------------------------------------
 
 Key = tuple[str, str, str]
-"""build, rung, quantity: ``sum g t``, ``backward dgamma``, ``backward dx[i]``, …"""
+"""build, rung, quantity: ``sum g t``, ``backward dgamma``, ``backward dx``, …"""
 
 
 @dataclass
@@ -509,7 +509,7 @@ def measure(core: Core, truth: Truth, which: Pass, setup: Setup, found: Findings
                 used, unclaimed = _check_elements(
                     value.fraction_parts, truth.pair(which, output), one.elements[output], visited
                 )
-                found.add(key(f"{operation} {output}[i]"), used, unclaimed, words)
+                found.add(key(f"{operation} {output}"), used, unclaimed, words)
                 continue
             column = one.results[:, _RESULTS.index(_SLOT.get(output, output))]
             for g in np.flatnonzero(~skip & ~np.isnan(one.setting).any(axis=(1, 2))).tolist():
@@ -650,7 +650,7 @@ def _mutate(rng: np.random.Generator, call: Call) -> Call:
         flat = arrays[name].reshape(-1)
         at = int(rng.integers(flat.size))
         value = float(flat[at])
-        step = float(np.spacing(np.float32(value) if form.precision < 53 else value))
+        step = 2.0 ** max(int(np.frexp(value)[1]) - form.precision, -1074)
         choices = (
             value + step * int(rng.integers(-3, 4)),
             value * 2.0 ** int(rng.integers(-3, 4)),

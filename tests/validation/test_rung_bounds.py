@@ -87,7 +87,7 @@ class Displaced(Core):
 
 @pytest.mark.parametrize(
     ("what", "quantity"),
-    [("sum", "sum t"), ("vector", "forward invstd"), ("element", "forward y[i]"), ("negative", "forward mean")],
+    [("sum", "sum t"), ("vector", "forward invstd"), ("element", "forward y"), ("negative", "forward mean")],
 )
 @pytest.mark.parametrize("setup", [NARROW, WIDE], ids=["narrow", "wide"])
 def test_an_enclosure_beside_the_truth_is_found(what, quantity, setup, library, call):
