@@ -393,3 +393,54 @@ def test_more_axes_than_numpy_has_are_not_needed():
     found = run(native, problem, ["forward", "double_backward"], layout="transposed")
     expected = run(backends.load("exact"), flat, ["forward", "double_backward"])
     assert_same_bits({key: v.reshape(expected[key].shape) for key, v in found.items()}, expected)
+
+
+# ---- inputs that once broke a bound --------------------------------------------------------------------------------
+
+
+def assert_like_the_oracle(compute):
+    own, oracle = compute("native"), compute("exact")
+    assert own.tobytes() == oracle.tobytes()
+
+
+@pytest.mark.parametrize(("value", "eps"), [(5e-324, 4.0), (5e-324, 1e6), (1e-300, 1e300)])
+def test_a_constant_that_scaling_would_lose(value, eps):
+    assert_like_the_oracle(lambda name: refbn.forward(np.full((4, 1), value), eps=eps, backend=name).mean)
+
+
+@pytest.mark.parametrize("momentum", [Fraction(1, 3), Fraction(1, 7)])
+def test_the_running_mean_of_a_tiny_number(momentum):
+    def compute(name):
+        backend, x, vector = backends.load(name), np.array([[2.0**-1021]]), np.zeros(1)
+        y, *statistics = (np.empty_like(x), *np.empty((3, 1)))
+        state = backend.forward(
+            x, vector, vector, 1.0, y=y, **dict(zip(("mean", "var", "invstd"), statistics, strict=True))
+        )
+        mean, var = np.empty((2, 1))
+        backend.running_update(state, x, momentum, True, False, vector, vector, out_mean=mean, out_var=var)
+        return mean
+
+    assert_like_the_oracle(compute)
+
+
+def test_the_fifth_power_of_a_small_invstd():
+    def compute(name):
+        x = np.ldexp(np.array([[1.0], [3.0], [1.0], [1.0]]), -100).astype(np.float32)
+        small, zero = np.full(1, 2.0**-100, np.float32), np.zeros(1, np.float32)
+        saved = refbn.inference(x, zero, zero, small, eps=2.0**299, backend=name).saved
+        return refbn.hvp(saved, -x, var_dot=small).dvar
+
+    assert_like_the_oracle(compute)
+
+
+def test_wide_statistics_of_narrow_data():
+    def compute(name):
+        rng = np.random.default_rng(3)
+        x = np.zeros((128, 1), np.float32)
+        dy = np.zeros_like(x)
+        dy[[0, 32, 64, 96], 0] = 221.4, 1.63e-17, -221.4, -1.63e-17
+        mean, one = np.ldexp(1.0 + rng.uniform(size=1), -600), np.ones(1, np.float32)
+        saved = refbn.inference(x, mean, np.ones(1), np.zeros(1, np.float32), backend=name).saved
+        return refbn.hvp(saved, dy, var_dot=one).dgamma
+
+    assert_like_the_oracle(compute)
