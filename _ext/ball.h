@@ -4,18 +4,19 @@
  * ends with SAFE, which outweighs the roundings of that line (at most 16 operations on numbers >= 0).
  * Bounds of the arithmetic itself, for hi and lo as given and A, B the magnitudes of hi:
  *
- *   add   two_sum is exact; a.lo + b.lo and adding it to the tail round numbers below u (A + B) and 2u (A + B).
- *         Where the sum's head is smaller than the tail, fast_two_sum loses up to u times the tail. In all below
+ *   add   two_sum is exact; a.lo + b.lo and adding it to the tail round numbers below u (A + B) and 2u (A +
+ * B). Where the sum's head is smaller than the tail, fast_two_sum loses up to u times the tail. In all below
  *         4 u^2 (A + B) [a bound relative to A + B, not to the sum].
- *   mul   two_product is exact; dropped a.lo b.lo <= u^2 AB; four roundings of numbers <= 3u AB: 8 u^2 AB. The
- *         ninth pays for rounding lo -+ err when the result is tested, as the reserves of the others do.
- *   over  q = a.hi/b, b exact; the rest a - q b is exact but for its last addition: below 4 u^2 |q|. 24 u^2 |q|.
+ *   mul   two_product is exact; dropped a.lo b.lo <= u^2 AB; four roundings of numbers <= 3u AB: 8 u^2 AB.
+ * The ninth pays for rounding lo -+ err when the result is tested, as the reserves of the others do. over  q
+ * = a.hi/b, b exact; the rest a - q b is exact but for its last addition: below 4 u^2 |q|. 24 u^2 |q|.
  *   inverse_root   r0 = 1/sqrt(q) in binary64 has relative error <= 2u (+ u for q.lo). rest = 1 - q r0^2 is
  *         below 7u and known to 13 u^2; one step r0 (1 + rest/2) leaves 3/8 rest^2 <= 18.4 u^2, 6.5 u^2 from
  *         rest and 3.5 u^2 of rounding: 32 u^2. For the ball: |1/sqrt(q + d) - 1/sqrt(q)| <= 0.51 d/q r as
  *         long as d <= 2^-20 q; otherwise nothing is claimed (err is infinite).
  *
- * After a cancellation |lo| may reach 3u |hi|; then err is above u |hi|, and what that changes is below 2^-40 of it.
+ * After a cancellation |lo| may reach 3u |hi|; then err is above u |hi|, and what that changes is below 2^-40
+ * of it.
  *
  * These hold where nothing overflows and no product underflows; kernels.c says where that is ("fit").
  * Overflow makes hi or err infinite or NaN, which no rounding test accepts.
@@ -33,7 +34,10 @@ typedef struct {
     refbn_v hi, lo, err;
 } refbn_ball;
 
-static REFBN_INLINE refbn_ball refbn_exactly(refbn_v a) { return (refbn_ball){a, refbn_splat(0.0), refbn_splat(0.0)}; }
+static REFBN_INLINE refbn_ball refbn_exactly(refbn_v a)
+{
+    return (refbn_ball){a, refbn_splat(0.0), refbn_splat(0.0)};
+}
 
 static REFBN_INLINE refbn_ball refbn_neg(refbn_ball a) { return (refbn_ball){-a.hi, -a.lo, a.err}; }
 
@@ -56,8 +60,7 @@ static REFBN_INLINE refbn_ball refbn_sub(refbn_ball a, refbn_ball b) { return re
 static REFBN_INLINE refbn_ball refbn_mul(refbn_ball a, refbn_ball b)
 {
     const refbn_pair product = refbn_two_product(a.hi, b.hi);
-    const refbn_pair result =
-        refbn_fast_two_sum(product.hi, product.lo + (a.hi * b.lo + a.lo * b.hi));
+    const refbn_pair result = refbn_fast_two_sum(product.hi, product.lo + (a.hi * b.lo + a.lo * b.hi));
     const refbn_v inherited = (refbn_abs(a.hi) + a.err) * b.err + refbn_abs(b.hi) * a.err;
     return (refbn_ball){result.hi, result.lo, (inherited + 0x9p-106 * refbn_abs(product.hi)) * REFBN_SAFE};
 }

@@ -1,11 +1,12 @@
 /* The passes of refbn/backends/_contract.py, for one instruction set (REFBN_BUILD names it): the ladder.
  *
- * Purpose. Every output of every pass is the exact real result rounded once, in any mix of the four formats and
- * in every layout; so its bits do not depend on threads, layout, order of the elements or instruction set.
+ * Purpose. Every output of every pass is the exact real result rounded once, in any mix of the four formats
+ * and in every layout; so its bits do not depend on threads, layout, order of the elements or instruction
+ * set.
  *
- * Ladder. Each rung makes sums of a unit (sweep.h), solves for its results (solve.h) and combines tile by tile
- * (rungs.h); what a rounding test does not decide goes on to the next rung: a vector result or a tile of a group,
- * not the tensor.
+ * Ladder. Each rung makes sums of a unit (sweep.h), solves for its results (solve.h) and combines tile by
+ * tile (rungs.h); what a rounding test does not decide goes on to the next rung: a vector result or a tile of
+ * a group, not the tensor.
  *
  *   1  plain binary64, if nothing of the call is binary64
  *   2  double-double
@@ -16,10 +17,10 @@
  * Assumptions. Round to nearest even, subnormals kept (environment.h sees to that); compiled with
  * -ffp-contract=off and without fast-math; x, dy and x_dot do not overlap the outputs.
  *
- * Error bounds. A result is accepted only if an enclosure [v - e, v + e] of the exact value rounds to one number;
- * e is computed along with v. The proofs stand where the arithmetic is: ball.h, rungs.h, solve.h. Here: a sum
- * over `additions` tiles, threads and lanes is off by (K + 4 additions u) u S, with K of rungs.h and S a bound of
- * the sum of magnitudes by Cauchy and Schwarz, e.g. |sum g t| <= sqrt(sum g^2 sum t^2).
+ * Error bounds. A result is accepted only if an enclosure [v - e, v + e] of the exact value rounds to one
+ * number; e is computed along with v. The proofs stand where the arithmetic is: ball.h, rungs.h, solve.h.
+ * Here: a sum over `additions` tiles, threads and lanes is off by (K + 4 additions u) u S, with K of rungs.h
+ * and S a bound of the sum of magnitudes by Cauchy and Schwarz, e.g. |sum g t| <= sqrt(sum g^2 sum t^2).
  *
  * Test: pytest tests/backends/test_native.py; python -m validation.correct_rounding
  */
@@ -45,9 +46,9 @@ typedef struct {
 
 /* What a pass reads and writes. */
 typedef struct {
-    int frozen, g, u;        /* frozen statistics; takes dy, x_dot */
-    int sums;                /* whether it needs sums (of x at least) */
-    int tensors, vectors;    /* bits of what it writes */
+    int frozen, g, u;     /* frozen statistics; takes dy, x_dot */
+    int sums;             /* whether it needs sums (of x at least) */
+    int tensors, vectors; /* bits of what it writes */
 } refbn_traits;
 
 static refbn_traits refbn_traits_of(int pass)
@@ -77,7 +78,7 @@ static refbn_tensor *refbn_input(refbn_call *call, int which)
 
 static refbn_vector *refbn_output(refbn_call *call, int which)
 {
-    refbn_vector *const outputs[] = {&call->mean, &call->var, &call->invstd, &call->dgamma,
+    refbn_vector *const outputs[] = {&call->mean,  &call->var,   &call->invstd, &call->dgamma,
                                      &call->dbeta, &call->dmean, &call->dvar};
     return outputs[which];
 }
@@ -98,11 +99,12 @@ static void refbn_meet(refbn_job *job)
 
 /* ---- what does not depend on the rung ---- */
 
-static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is, refbn_solution *s)
+static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
+                                  refbn_solution *s)
 {
     const refbn_call *call = job->call;
     const refbn_vector *const vectors[] = {&call->gamma, &call->beta, &call->gamma_dot, &call->beta_dot,
-                                           &call->mean, &call->var, &call->mean_dot, &call->var_dot};
+                                           &call->mean,  &call->var,  &call->mean_dot,  &call->var_dot};
     const int reads_statistics = job->pass == REFBN_RUNNING_UPDATE || job->pass == REFBN_INFERENCE;
     for (int k = 0; k < REFBN_PARAMETERS; k++) {
         const refbn_vector *vector = vectors[k];
@@ -131,10 +133,11 @@ static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, 
     }
 }
 
-/* The average of four elements: close to the mean as a rule, and exactly the value of a constant group. Returns
- * whether the pivots might as well be 0 in double-double: the elements differ by more than 1/32 of them. */
-static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor, int twofold,
-                               double *pivot)
+/* The average of four elements: close to the mean as a rule, and exactly the value of a constant group.
+ * Returns whether the pivots might as well be 0 in double-double: the elements differ by more than 1/32 of
+ * them. */
+static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor,
+                               int twofold, double *pivot)
 {
     int dispensable = 1;
     const ptrdiff_t count = job->call->geometry.count, step = count / 4;
@@ -144,10 +147,12 @@ static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, con
         if (k > 0 && step == 0)
             __builtin_memcpy(sample[k], sample[0], sizeof sample[k]);
         else
-            refbn_read_double(tensor->format, sample[k], refbn_element(job->call, tensor, unit->group, k * step, &left),
+            refbn_read_double(tensor->format, sample[k],
+                              refbn_element(job->call, tensor, unit->group, k * step, &left),
                               tensor->group_stride, unit->groups);
     for (int lane = 0; lane < unit->groups; lane++) {
-        const double mean = 0.25 * ((sample[0][lane] + sample[1][lane]) + (sample[2][lane] + sample[3][lane]));
+        const double mean =
+            0.25 * ((sample[0][lane] + sample[1][lane]) + (sample[2][lane] + sample[3][lane]));
         const double rounded = job->narrow ? (double)(float)mean : mean;
         pivot[lane] = rounded - rounded == 0.0 ? rounded : sample[0][lane]; /* a sum may overflow */
     }
@@ -170,7 +175,8 @@ static int refbn_is_broadcast(const refbn_call *call, const refbn_tensor *tensor
     return 1;
 }
 
-static void refbn_fill_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is, refbn_solution *s)
+static void refbn_fill_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
+                              refbn_solution *s)
 {
     refbn_call *call = job->call;
     const int lanes = refbn_columns(unit);
@@ -222,7 +228,8 @@ typedef struct {
 } refbn_buffers;
 
 /* Every member's totals, added up to balls. */
-static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g, int u)
+static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g,
+                          int u)
 {
     const refbn_totals *members = job->totals;
     const int lanes = refbn_lanes(unit), size = job->team->size;
@@ -265,7 +272,8 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_so
         root[1] = refbn_root(refbn_load(s->sum[REFBN_TT].hi + lane));
         root[2] = g ? refbn_root(refbn_load(s->sum[REFBN_GG].hi + lane)) : root[0];
         root[3] = u ? refbn_root(refbn_load(s->sum[REFBN_UU].hi + lane)) : root[0];
-        static const int factors[REFBN_SUMS][2] = {{0, 1}, {1, 1}, {0, 2}, {2, 1}, {2, 2}, {0, 3}, {3, 1}, {3, 3}, {3, 2}};
+        static const int factors[REFBN_SUMS][2] = {{0, 1}, {1, 1}, {0, 2}, {2, 1}, {2, 2},
+                                                   {0, 3}, {3, 1}, {3, 3}, {3, 2}};
         for (int k = 0; k < REFBN_SUMS; k++)
             if (refbn_has_sum(k, moments, g, u)) {
                 const int plain = k == REFBN_GG || k == REFBN_UU || (k == REFBN_TT && !s->twofold_sums);
@@ -300,7 +308,8 @@ static void refbn_prefetch_next(const refbn_job *job, const refbn_unit *unit, pt
     refbn_prefetch(job->call, &of, index, tensor, write);
 }
 
-static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g, int u)
+static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g,
+                             int u)
 {
     refbn_totals *totals = job->totals + job->team->rank;
     refbn_buffers buffers;
@@ -376,9 +385,11 @@ static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn
     }
 }
 
-/* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether that is of use: not
- * with infinities or NaN, nor with tensors of subnormal numbers. Each member looks at all elements: this is rare. */
-static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const refbn_traits *is, refbn_solution *s)
+/* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether that is
+ * of use: not with infinities or NaN, nor with tensors of subnormal numbers. Each member looks at all
+ * elements: this is rare. */
+static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
+                               refbn_solution *s)
 {
     refbn_call *call = job->call;
     int finite = 1;
@@ -388,11 +399,12 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
         double largest[REFBN_LANES] = {0}, differs[REFBN_LANES] = {0}, buffer[REFBN_BLOCK];
         for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
             const refbn_tile tile = refbn_tile_at(call, unit, index);
-            const refbn_rows rows =
-                refbn_read(call, unit, tile, refbn_input(call, which), REFBN_F64, NULL, s->pivot[which], buffer);
+            const refbn_rows rows = refbn_read(call, unit, tile, refbn_input(call, which), REFBN_F64, NULL,
+                                               s->pivot[which], buffer);
             for (int row = 0; row < tile.rows; row++)
                 for (int lane = 0; lane < tile.columns; lane++) {
-                    const double value = ((const double *)(const void *)(rows.data + row * rows.stride))[lane];
+                    const double value =
+                        ((const double *)(const void *)(rows.data + row * rows.stride))[lane];
                     const double magnitude = value < 0.0 ? -value : value;
                     largest[lane] = magnitude <= largest[lane] ? largest[lane] : magnitude; /* keeps a NaN */
                     differs[lane] += value != s->pivot[which][lane];
@@ -407,7 +419,8 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
             const double root = which == 0 ? REFBN_SQRT(s->eps) : 0.0;
             const refbn_bits most = {largest[lane] < root ? root : largest[lane]};
             /* subnormal numbers are slower in the machine's arithmetic than in integers */
-            finite &= largest[lane] - largest[lane] == 0.0 && !(largest[lane] > 0.0 && largest[lane] < 0x1p-1010);
+            finite &=
+                largest[lane] - largest[lane] == 0.0 && !(largest[lane] > 0.0 && largest[lane] < 0x1p-1010);
             int exponent = (int)(most.i >> 52) - 1023;
             exponent = exponent < -1000 ? -1000 : exponent;
             s->constant[which][lane] = differs[lane] == 0.0;
@@ -416,7 +429,8 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
                 s->exponent[which][lane] = -1000.0;
             const double power = ((refbn_bits){.i = (int64_t)(s->exponent[which][lane] + 1023.0) << 52}).f;
             const double scaled = s->pivot[which][lane] * power;
-            s->constant[which][lane] *= scaled / power == s->pivot[which][lane]; /* else it lost bits, or vanished */
+            s->constant[which][lane] *=
+                scaled / power == s->pivot[which][lane]; /* else it lost bits, or vanished */
             s->pivot[which][lane] = scaled;
         }
         for (int lane = unit->groups; lane < REFBN_LANES; lane++) {
@@ -450,7 +464,8 @@ static uint64_t refbn_every(const refbn_unit *unit)
     return unit->groups == 64 ? ~(uint64_t)0 : ((uint64_t)1 << unit->groups) - 1;
 }
 
-/* Bits of the groups with an undecided result; decided ones are left in `value`, to be rounded to the format. */
+/* Bits of the groups with an undecided result; decided ones are left in `value`, to be rounded to the format.
+ */
 static uint64_t refbn_decide(const refbn_unit *unit, const refbn_balls *balls, int format, double *value)
 {
     uint64_t undecided = 0;
@@ -462,7 +477,8 @@ static uint64_t refbn_decide(const refbn_unit *unit, const refbn_balls *balls, i
         if (format == REFBN_F64)
             bad |= (refbn_vi)low ^ (refbn_vi)high;
         else if (format == REFBN_F32)
-            bad |= __builtin_convertvector((refbn_vfi)refbn_narrow(low) ^ (refbn_vfi)refbn_narrow(high), refbn_vi);
+            bad |= __builtin_convertvector((refbn_vfi)refbn_narrow(low) ^ (refbn_vfi)refbn_narrow(high),
+                                           refbn_vi);
         else
             for (int k = 0; k < REFBN_WIDTH; k++)
                 bad[k] |= refbn_encode(format, low[k]) != refbn_encode(format, high[k]);
@@ -507,7 +523,7 @@ static uint64_t refbn_settle_sums(const refbn_job *job, const refbn_unit *unit, 
         const refbn_v quotient = refbn_splat(sum / divisor);
         const refbn_pair product = refbn_two_product(quotient, refbn_splat(divisor));
         const refbn_v rest = (refbn_splat(sum) - product.hi) - product.lo; /* exact */
-        value[lane] = refbn_to_odd(quotient, rest * 0x1p-60)[0] + 0.0;     /* only the sign of `rest` matters */
+        value[lane] = refbn_to_odd(quotient, rest * 0x1p-60)[0] + 0.0; /* only the sign of `rest` matters */
         undecided &= ~((uint64_t)1 << lane);
     }
     return undecided;
@@ -518,7 +534,8 @@ typedef struct {
     uint64_t of[REFBN_VECTORS];
 } refbn_open;
 
-/* Write what is open, and leave open what is undecided; returns the bits of all groups with something open. */
+/* Write what is open, and leave open what is undecided; returns the bits of all groups with something open.
+ */
 static uint64_t refbn_write_vectors(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
                                     const refbn_solution *s, refbn_open *open, refbn_pending *pending)
 {
@@ -570,9 +587,9 @@ static void refbn_spread(refbn_solution *s, int which)
 }
 
 /* One output of one tile, both ends of each enclosure in `ends`. */
-static uint64_t refbn_enclose(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, const refbn_solution *s,
-                              int which, int odd, refbn_rows out, refbn_ends *ends, refbn_rows *in,
-                              refbn_buffers *buffers)
+static uint64_t refbn_enclose(const refbn_job *job, const refbn_unit *unit, refbn_tile tile,
+                              const refbn_solution *s, int which, int odd, refbn_rows out, refbn_ends *ends,
+                              refbn_rows *in, refbn_buffers *buffers)
 {
     const refbn_combination *of = &s->tensor[which];
     refbn_rows used[3];
@@ -584,7 +601,7 @@ static uint64_t refbn_enclose(const refbn_job *job, const refbn_unit *unit, refb
         used[k] = in[tensor];
         __builtin_memcpy(pivots[k], s->center[tensor], sizeof(double) * (size_t)tile.columns);
     }
-    return refbn_combine_tile(s->mode, used, tile, of, (const double(*)[REFBN_LANES])pivots, out, ends,
+    return refbn_combine_tile(s->mode, used, tile, of, (const double (*)[REFBN_LANES])pivots, out, ends,
                               s->scaled || refbn_traits_of(job->pass).frozen, odd);
 }
 
@@ -607,7 +624,8 @@ static uint64_t refbn_write_tensor(const refbn_job *job, const refbn_unit *unit,
         return undecided;
     }
     refbn_ends ends;
-    uint64_t undecided = refbn_enclose(job, unit, tile, s, which, s->twofold, (refbn_rows){0}, &ends, in, buffers);
+    uint64_t undecided =
+        refbn_enclose(job, unit, tile, s, which, s->twofold, (refbn_rows){0}, &ends, in, buffers);
     const int size = refbn_size(output->format);
     for (int k = 0; k < tile.rows * tile.columns; k++) {
         refbn_put(output->format, (char *)encoded + k * size, ends.low[k] + 0.0);
@@ -625,7 +643,8 @@ static int64_t refbn_count_undecided(const refbn_job *job, const refbn_unit *uni
     refbn_ends ends;
     refbn_rows in[3] = {{0}};
     const int format = refbn_tensor_output(job->call, which)->format;
-    refbn_enclose(job, unit, tile, s, which, s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends, in, &buffers);
+    refbn_enclose(job, unit, tile, s, which, s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends, in,
+                  &buffers);
     int64_t count = 0;
     for (int k = 0; k < tile.rows * tile.columns; k++) {
         const int inside = unit->by_groups ? k % tile.columns < unit->groups : k < tile.count;
@@ -689,7 +708,8 @@ static int refbn_exact_pass(int pass)
 }
 
 /* A tile by elements as it is in memory, side by side in binary64. */
-static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, int which, double *buffer)
+static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, int which,
+                                   double *buffer)
 {
     static const double zero[REFBN_LANES];
     const refbn_rows rows =
@@ -700,18 +720,18 @@ static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit,
 REFBN_UNALIGNED(uint32_t, refbn_single_in_memory);
 REFBN_UNALIGNED(uint64_t, refbn_word_in_memory);
 
-static double refbn_exact_vector_of(const refbn_job *job, const refbn_exact_group *group, const refbn_solution *s,
-                                    int which, int format)
+static double refbn_exact_vector_of(const refbn_job *job, const refbn_exact_group *group,
+                                    const refbn_solution *s, int which, int format)
 {
-    static const int outputs[REFBN_VECTORS] = {REFBN_EXACT_MEAN,  REFBN_EXACT_VAR,   REFBN_EXACT_INVSTD,
+    static const int outputs[REFBN_VECTORS] = {REFBN_EXACT_MEAN,   REFBN_EXACT_VAR,   REFBN_EXACT_INVSTD,
                                                REFBN_EXACT_DGAMMA, REFBN_EXACT_DBETA, REFBN_EXACT_DMEAN,
                                                REFBN_EXACT_DVAR};
     if (job->pass != REFBN_RUNNING_UPDATE)
         return refbn_exact_vector(group, outputs[which], format);
     const refbn_call *call = job->call;
     const int is_var = which == REFBN_TO_DVAR;
-    return refbn_exact_running(group, is_var, call->unbiased, call->momentum[0], call->momentum[1], call->weighs_new,
-                               s->parameter[is_var ? REFBN_VAR : REFBN_MEAN][0], format);
+    return refbn_exact_running(group, is_var, call->unbiased, call->momentum[0], call->momentum[1],
+                               call->weighs_new, s->parameter[is_var ? REFBN_VAR : REFBN_MEAN][0], format);
 }
 
 /* Write encoded numbers to some elements of a tile, in ascending order. */
@@ -737,7 +757,8 @@ static void refbn_put_codes(const refbn_call *call, const refbn_unit *unit, refb
     }
 }
 
-/* For a group of zeros. The squares lie where other sums did: once the group is solved, these are of no more use. */
+/* For a group of zeros. The squares lie where other sums did: once the group is solved, these are of no more
+ * use. */
 static void refbn_gather_squares(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
                                  refbn_exact_group *group)
 {
@@ -751,10 +772,11 @@ static void refbn_gather_squares(const refbn_job *job, const refbn_unit *unit, c
     refbn_exact_squares_end(group);
 }
 
-/* One group, by elements. `s` is the solution of the last rung, or of none: then nothing is decided yet. Sums and
- * vector results are the first member's work, elements everybody's. */
-static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_traits *is, const refbn_solution *s,
-                            const refbn_open *open, const uint64_t *flags, int solved)
+/* One group, by elements. `s` is the solution of the last rung, or of none: then nothing is decided yet. Sums
+ * and vector results are the first member's work, elements everybody's. */
+static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
+                            const refbn_solution *s, const refbn_open *open, const uint64_t *flags,
+                            int solved)
 {
     refbn_call *call = job->call;
     refbn_exact_group group;
@@ -770,11 +792,14 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
                                is->g ? refbn_numbers(job, unit, tile, 1, buffer[1]) : NULL,
                                is->u ? refbn_numbers(job, unit, tile, 2, buffer[2]) : NULL, tile.count);
         }
-    const refbn_exact_parameters parameters = {
-        s->parameter[REFBN_GAMMA][0],     s->parameter[REFBN_BETA][0],
-        is->frozen ? s->parameter[REFBN_MEAN][0] : 0.0, is->frozen ? s->parameter[REFBN_VAR][0] : 0.0,
-        s->parameter[REFBN_GAMMA_DOT][0], s->parameter[REFBN_BETA_DOT][0],
-        s->parameter[REFBN_MEAN_DOT][0],  s->parameter[REFBN_VAR_DOT][0]};
+    const refbn_exact_parameters parameters = {s->parameter[REFBN_GAMMA][0],
+                                               s->parameter[REFBN_BETA][0],
+                                               is->frozen ? s->parameter[REFBN_MEAN][0] : 0.0,
+                                               is->frozen ? s->parameter[REFBN_VAR][0] : 0.0,
+                                               s->parameter[REFBN_GAMMA_DOT][0],
+                                               s->parameter[REFBN_BETA_DOT][0],
+                                               s->parameter[REFBN_MEAN_DOT][0],
+                                               s->parameter[REFBN_VAR_DOT][0]};
     refbn_exact_solve(&group, &parameters);
     for (int which = 0; which < REFBN_VECTORS; which++)
         if (vectors >> which & 1 && job->team->rank == 0) {
@@ -805,8 +830,8 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
                 refbn_buffers buffers;
                 refbn_ends ends;
                 refbn_rows in[3] = {{0}};
-                refbn_enclose(job, unit, tile, s, which, output->format != REFBN_F64, (refbn_rows){0}, &ends, in,
-                              &buffers);
+                refbn_enclose(job, unit, tile, s, which, output->format != REFBN_F64, (refbn_rows){0}, &ends,
+                              in, &buffers);
                 for (int k = 0; k < tile.count; k++) {
                     left[n] = (uint16_t)k;
                     n += !refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format);
@@ -857,8 +882,8 @@ static void refbn_pass_on(refbn_job *job, const refbn_pending *pending, int from
     job->decided[1][to - 1] += pending->vectors;
 }
 
-/* How sums and combinations are made. In DIRECT mode the pivots become 0. Where few elements are summed, plain sums
- * seldom leave anything undecided, and it costs little if they do. */
+/* How sums and combinations are made. In DIRECT mode the pivots become 0. Where few elements are summed,
+ * plain sums seldom leave anything undecided, and it costs little if they do. */
 static int refbn_mode(refbn_solution *s, const refbn_traits *is)
 {
     enum { FEW = 2048 };
@@ -883,7 +908,8 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_
     s.narrow = job->narrow;
     s.count = (double)call->geometry.count;
     s.eps = job->pass == REFBN_FORWARD || job->pass == REFBN_INFERENCE
-                ? call->eps : call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_EPS];
+                ? call->eps
+                : call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_EPS];
     if (job->pass == REFBN_RUNNING_UPDATE)
         s.count = call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_COUNT];
     s.unbiased = call->unbiased;
@@ -891,7 +917,8 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_
     __builtin_memcpy(s.weight[0], call->weight_new, sizeof s.weight[0]);
     __builtin_memcpy(s.weight[1], call->weight_old, sizeof s.weight[1]);
     refbn_fill_parameters(job, unit, is, &s);
-    const int last = is->frozen || job->narrow || job->pass == REFBN_RUNNING_UPDATE ? REFBN_TWOFOLD : REFBN_SCALED;
+    const int last =
+        is->frozen || job->narrow || job->pass == REFBN_RUNNING_UPDATE ? REFBN_TWOFOLD : REFBN_SCALED;
     refbn_pending pending = {0, 0};
     uint64_t undecided = 0;
     int solved = 0;
@@ -907,7 +934,8 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_
         }
         if (is->sums && !(rung == REFBN_TWOFOLD && s.twofold_sums)) {
             const int second = is->g && is->u && !s.twofold; /* there sums are worth the effort: rungs.h */
-            const int moments = is->frozen || job->pass == REFBN_FORWARD || second || !refbn_recall(job, unit, &s);
+            const int moments =
+                is->frozen || job->pass == REFBN_FORWARD || second || !refbn_recall(job, unit, &s);
             s.mode = refbn_mode(&s, is);
             refbn_sweep_sums(job, unit, &s, moments, is->g, is->u);
         }
@@ -968,11 +996,12 @@ static int refbn_is_narrow(const refbn_call *call)
     const refbn_tensor *tensors[] = {&call->x, &call->dy, &call->x_dot, &call->y, &call->dx};
     const refbn_vector *vectors[] = {
         &call->gamma,     &call->beta,     &call->mean,     &call->var,     &call->invstd,
-        &call->gamma_dot, &call->beta_dot, &call->mean_dot, &call->var_dot,
-        &call->dgamma,    &call->dbeta,    &call->dmean,    &call->dvar,
+        &call->gamma_dot, &call->beta_dot, &call->mean_dot, &call->var_dot, &call->dgamma,
+        &call->dbeta,     &call->dmean,    &call->dvar,
     };
     int wide = 0;
-    if (refbn_traits_of(call->pass).frozen && call->pass != REFBN_INFERENCE) /* whose statistics the state hands on */
+    if (refbn_traits_of(call->pass).frozen &&
+        call->pass != REFBN_INFERENCE) /* whose statistics the state hands on */
         for (ptrdiff_t group = 0; group < call->geometry.groups; group++) {
             const double *row = call->state + group * REFBN_STATE_SIZE;
             wide |= (double)(float)row[REFBN_STATE_PIVOT] != row[REFBN_STATE_PIVOT];
@@ -1017,7 +1046,8 @@ static void refbn_run_unit(refbn_job *job, ptrdiff_t index, uint64_t *flags)
     int64_t *elements = &job->decided[0][rung - 1], *vectors = &job->decided[1][rung - 1];
     ptrdiff_t tile, last;
     for (refbn_share(job, &unit, &tile, &last); tile < last; tile++) {
-        *elements += refbn_tile_at(job->call, &unit, tile).count * unit.groups * __builtin_popcount((unsigned)is.tensors);
+        *elements += refbn_tile_at(job->call, &unit, tile).count * unit.groups *
+                     __builtin_popcount((unsigned)is.tensors);
         flags[tile] = 1;
     }
     if (job->team->rank == 0)
@@ -1035,13 +1065,10 @@ static void refbn_clear(const refbn_call *call, const refbn_vector *vector)
         refbn_vector_set(vector, group, 1, &zero);
 }
 
-static void refbn_prepare(refbn_call *call)
-{
-    refbn_plan(call);
-}
+static void refbn_prepare(refbn_call *call) { refbn_plan(call); }
 
-/* A member's part of a call that was prepared. With enough units each is one member's work; otherwise all members
- * share each unit's tiles. */
+/* A member's part of a call that was prepared. With enough units each is one member's work; otherwise all
+ * members share each unit's tiles. */
 static void refbn_run(refbn_call *call, refbn_team *team)
 {
     const int members = team->size;
@@ -1050,8 +1077,12 @@ static void refbn_run(refbn_call *call, refbn_team *team)
     refbn_team solo = {.rank = 0, .size = 1};
     const ptrdiff_t units = refbn_units(call);
     const int apart = members == 1 || units >= 4 * (ptrdiff_t)members;
-    refbn_job job = {.call = call, .team = apart ? &solo : team, .totals = totals, .masks = masks,
-                     .pass = call->pass, .narrow = refbn_is_narrow(call)};
+    refbn_job job = {.call = call,
+                     .team = apart ? &solo : team,
+                     .totals = totals,
+                     .masks = masks,
+                     .pass = call->pass,
+                     .narrow = refbn_is_narrow(call)};
     if (apart) {
         job.totals += team->rank;
         flags += team->rank * refbn_flags(call);

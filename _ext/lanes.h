@@ -56,10 +56,7 @@ static REFBN_INLINE refbn_vf refbn_narrow(refbn_v a)
 #endif
 }
 
-static REFBN_INLINE refbn_v refbn_abs(refbn_v a)
-{
-    return (refbn_v)((refbn_vi)a & INT64_MAX);
-}
+static REFBN_INLINE refbn_v refbn_abs(refbn_v a) { return (refbn_v)((refbn_vi)a & INT64_MAX); }
 
 /* `a` where the mask is set, else `b` */
 static REFBN_INLINE refbn_v refbn_select(refbn_vi mask, refbn_v a, refbn_v b)

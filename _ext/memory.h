@@ -41,7 +41,6 @@ REFBN_UNALIGNED(uint16_t, refbn_half_in_memory);
 REFBN_UNALIGNED(float, refbn_float_in_memory);
 REFBN_UNALIGNED(double, refbn_double_in_memory);
 
-static REFBN_INLINE double refbn_nan(void) { return ((refbn_bits){.i = (int64_t)0x7ff8 << 48}).f; }
 static REFBN_INLINE double refbn_infinity(void) { return ((refbn_bits){.i = (int64_t)0x7ff0 << 48}).f; }
 
 static REFBN_INLINE double refbn_from_f64(double a) { return a; }
@@ -61,9 +60,6 @@ static REFBN_INLINE float refbn_from_f16(uint16_t a)
     result.i |= sign;
     return result.f;
 }
-
-static REFBN_INLINE double refbn_to_f64(double a) { return a; }
-static REFBN_INLINE float refbn_to_f32(double a) { return (float)a; }
 
 /* |a| rounded to `precision` significand bits with exponents from `smallest` on: adding 2^(52 - precision + 1
  * + e) for a's exponent e leaves just those bits. Above 2^200 there is nothing but overflow. */
@@ -100,16 +96,16 @@ static REFBN_INLINE uint16_t refbn_to_f16(double a)
 
 /* ---- runs: n numbers, `stride` bytes apart in memory, side by side in a buffer ---- */
 
-#define REFBN_RUNS(format, type, buffer)                                                             \
-    static inline void refbn_read_##format##_##buffer(buffer *restrict to, const char *restrict from,        \
-                                                      ptrdiff_t stride, ptrdiff_t n)                         \
-    {                                                                                                        \
-        if (stride == (ptrdiff_t)sizeof(type))                                                               \
-            for (ptrdiff_t k = 0; k < n; k++)                                                                \
-                to[k] = (buffer)refbn_from_##format(((const type *)from)[k]);                                \
-        else                                                                                                 \
-            for (ptrdiff_t k = 0; k < n; k++)                                                                \
-                to[k] = (buffer)refbn_from_##format(*(const type *)(from + k * stride));                     \
+#define REFBN_RUNS(format, type, buffer)                                                              \
+    static inline void refbn_read_##format##_##buffer(buffer *restrict to, const char *restrict from, \
+                                                      ptrdiff_t stride, ptrdiff_t n)                  \
+    {                                                                                                 \
+        if (stride == (ptrdiff_t)sizeof(type))                                                        \
+            for (ptrdiff_t k = 0; k < n; k++)                                                         \
+                to[k] = (buffer)refbn_from_##format(((const type *)from)[k]);                         \
+        else                                                                                          \
+            for (ptrdiff_t k = 0; k < n; k++)                                                         \
+                to[k] = (buffer)refbn_from_##format(*(const type *)(from + k * stride));              \
     }
 
 REFBN_RUNS(f16, refbn_half_in_memory, float)
@@ -142,7 +138,8 @@ static inline void refbn_read_double(int format, double *to, const char *from, p
 static inline int refbn_size(int format) { return format == REFBN_F64 ? 8 : format == REFBN_F32 ? 4 : 2; }
 
 /* Encoded numbers of `size` bytes, from a buffer. */
-static inline void refbn_write(int size, char *restrict to, const char *restrict from, ptrdiff_t stride, ptrdiff_t n)
+static inline void refbn_write(int size, char *restrict to, const char *restrict from, ptrdiff_t stride,
+                               ptrdiff_t n)
 {
     if (stride == size)
         __builtin_memcpy(to, from, (size_t)(n * size));
@@ -177,13 +174,6 @@ static inline void refbn_put(int format, char *to, double a)
         *(refbn_float_in_memory *)to = (float)a;
     else
         *(refbn_half_in_memory *)to = (uint16_t)code;
-}
-
-static inline double refbn_get(int format, const char *from)
-{
-    double value;
-    refbn_read_double(format, &value, from, 0, 1);
-    return value;
 }
 
 #endif

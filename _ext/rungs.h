@@ -8,26 +8,25 @@
  * magnitudes of what is summed, W = |a0 t0| + |a1 t1| + |a2 t2| + |c|:
  *
  *  plain binary64 (narrow data, so that nothing overflows or underflows)
- *   sums    t is rounded (u), a product of two such once more (3u). Squares go through at most n - 1 additions:
- *           (n + 3) u S (1 + 2^-40) < 40 u S. All others are added with their errors (two_sum), which leaves
+ *   sums    t is rounded (u), a product of two such once more (3u). Squares go through at most n - 1
+ * additions: (n + 3) u S (1 + 2^-40) < 40 u S. All others are added with their errors (two_sum), which leaves
  *           2 n^2 u^2 S: 5 u S covers them.
- *   combine at most 6 roundings of partial results <= W (1 + 2^-40), u for each t, u |v| for v -+ e, hence 8 u W
- *           and the products with the coefficients' errors; 10 u covers it.
- *  double-double
- *   sums    t = (hi, lo) exactly. A product (hi, lo) drops the product of the tails and rounds four tails: 10 u^2.
- *           In the chain two_sum is exact; the tails, each <= u (S + 4 |t|), are added with at most n roundings of
- *           numbers <= 2 n u S: (2 n^2 + 10) u^2 S < 2100 u^2 S.
- *   combine tails of a product: 10 u^2 |a t|; two_sum exact; adding the tail (<= 4 u W) and to the sum of the
- *           tails (<= 16 u W): 20 u^2 W for each of three terms; the last l -+ e: 16 u^2 W. 128 u^2 W covers all.
- *  totals   each addition to a total in two parts costs at most 4 u^2 times its magnitude (ball.h, add), and 100 u^2 of
- *           a tile's own sum, whose tail is not normalised; the chains, which need 700 u^2, leave that much.
+ *   combine at most 6 roundings of partial results <= W (1 + 2^-40), u for each t, u |v| for v -+ e, hence 8
+ * u W and the products with the coefficients' errors; 10 u covers it. double-double sums    t = (hi, lo)
+ * exactly. A product (hi, lo) drops the product of the tails and rounds four tails: 10 u^2. In the chain
+ * two_sum is exact; the tails, each <= u (S + 4 |t|), are added with at most n roundings of numbers <= 2 n u
+ * S: (2 n^2 + 10) u^2 S < 2100 u^2 S. combine tails of a product: 10 u^2 |a t|; two_sum exact; adding the
+ * tail (<= 4 u W) and to the sum of the tails (<= 16 u W): 20 u^2 W for each of three terms; the last l -+ e:
+ * 16 u^2 W. 128 u^2 W covers all. totals   each addition to a total in two parts costs at most 4 u^2 times
+ * its magnitude (ball.h, add), and 100 u^2 of a tile's own sum, whose tail is not normalised; the chains,
+ * which need 700 u^2, leave that much.
  *
  * Where a coefficient's bound is infinite, nothing is decided: refbn_hopeless, asked before.
  *
  * The rounding test: with |V - v| <= e, rounding being monotone, V is decided if the roundings of both v - e
- * and v + e are the same bits. Where the output is narrower than binary64, the ends are rounded to odd first or,
- * in plain binary64, e includes their first rounding: no double rounding. An end that is infinite or NaN decides
- * nothing in binary64.
+ * and v + e are the same bits. Where the output is narrower than binary64, the ends are rounded to odd first
+ * or, in plain binary64, e includes their first rounding: no double rounding. An end that is infinite or NaN
+ * decides nothing in binary64.
  *
  * Test: pytest tests/backends/test_native.py; attacked by python -m validation.rung_bounds
  */
@@ -48,7 +47,8 @@ enum { REFBN_T, REFBN_TT, REFBN_G, REFBN_GT, REFBN_GG, REFBN_U, REFBN_UT, REFBN_
 /* By elements the total of a sum is spread over REFBN_ROW lanes. */
 typedef struct {
     double hi[REFBN_SUMS][REFBN_LANES], lo[REFBN_SUMS][REFBN_LANES];
-    uint64_t inexact; /* whether some t, g or u of the sums in plain binary64 was rounded; see refbn_sum_plain */
+    uint64_t
+        inexact; /* whether some t, g or u of the sums in plain binary64 was rounded; see refbn_sum_plain */
 } refbn_totals;
 
 static REFBN_INLINE void refbn_total(refbn_totals *totals, int sum, int lane, refbn_v hi, refbn_v lo)
@@ -90,7 +90,8 @@ static REFBN_INLINE void refbn_ahead_to_write(char *row, ptrdiff_t stride, int b
 /* How a sweep of sums takes its numbers. */
 enum {
     REFBN_QUICK,   /* binary32; sums in plain binary64 */
-    REFBN_CAREFUL, /* binary32; differences and products in plain binary64, their sums with the errors of additions */
+    REFBN_CAREFUL, /* binary32; differences and products in plain binary64, their sums with the errors of
+                      additions */
     REFBN_DIRECT,  /* binary64, double-double, all pivots 0 */
     REFBN_CENTERED /* binary64, double-double */
 };
@@ -149,18 +150,21 @@ static REFBN_INLINE void refbn_add_product(const int mode, const int second, ref
         refbn_add_number(mode, chain, (refbn_pair){a.hi * b.hi, {0}});
     else {
         const refbn_pair product = refbn_two_product(a.hi, b.hi);
-        const refbn_v tail = mode == REFBN_CENTERED ? refbn_multiply_add(a.hi, b.lo, a.lo * b.hi) : product.lo;
+        const refbn_v tail =
+            mode == REFBN_CENTERED ? refbn_multiply_add(a.hi, b.lo, a.lo * b.hi) : product.lo;
         refbn_chain_add(chain, product.hi, mode == REFBN_CENTERED ? product.lo + tail : tail);
     }
 }
 
-/* The wanted sums of a tile: `moments`, `g`, `u` (refbn_has_sum). All but the data are constants where this is inlined.
+/* The wanted sums of a tile: `moments`, `g`, `u` (refbn_has_sum). All but the data are constants where this
+ * is inlined.
  *
- * Sums of the second order are small beside their terms as a rule. So in CAREFUL mode the products' errors are added
- * there, and it is found out whether any difference was rounded: if none was, the sums are as good as those in
- * double-double, but for those of g^2 and u^2. */
-static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
-                                   refbn_totals *totals, const int moments, const int g, const int u, const int unroll)
+ * Sums of the second order are small beside their terms as a rule. So in CAREFUL mode the products' errors
+ * are added there, and it is found out whether any difference was rounded: if none was, the sums are as good
+ * as those in double-double, but for those of g^2 and u^2. */
+static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, refbn_tile tile,
+                                        refbn_pivots *pivot, refbn_totals *totals, const int moments,
+                                        const int g, const int u, const int unroll)
 {
     const int size = mode <= REFBN_CAREFUL ? 4 : 8, second = g && u;
     for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
@@ -214,8 +218,8 @@ static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, re
     }
 }
 
-/* A combination of `terms` tensors, lane by lane; index 3 is the constant. bound[k] >= 0 is what |t_k|, or 1, is
- * multiplied with in e; error[3] may be infinite: then nothing is decided. */
+/* A combination of `terms` tensors, lane by lane; index 3 is the constant. bound[k] >= 0 is what |t_k|, or 1,
+ * is multiplied with in e; error[3] may be infinite: then nothing is decided. */
 typedef struct {
     int terms, tensor[3]; /* 0: x, 1: dy, 2: x_dot */
     double hi[4][REFBN_LANES], lo[4][REFBN_LANES], bound[4][REFBN_LANES];
@@ -234,7 +238,7 @@ static uint64_t refbn_hopeless(const refbn_combination *of, int lanes)
         double bound = of->bound[3][lane];
         for (int k = 0; k < of->terms; k++)
             bound += of->bound[k][lane];
-        bits |= (uint64_t) !(bound < refbn_infinity()) << lane;
+        bits |= (uint64_t)!(bound < refbn_infinity()) << lane;
     }
     return bits;
 }
@@ -271,10 +275,11 @@ static REFBN_INLINE refbn_coefficients refbn_hoist(const refbn_combination *of, 
 }
 
 /* Combine, test and write a tile; the result has a bit for each lane with an undecided element. The output is
- * binary32 at `out`, or with `ends` both ends in binary64. `check`: elements may be infinite or NaN, or overflow. */
+ * binary32 at `out`, or with `ends` both ends in binary64. `check`: elements may be infinite or NaN, or
+ * overflow. */
 static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_tile tile,
-                                                 const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
-                                                 refbn_ends *ends, int check, const int terms)
+                                                 const refbn_combination *of, refbn_pivots *pivot,
+                                                 refbn_rows out, refbn_ends *ends, int check, const int terms)
 {
     enum { MOST = 4 };
     const int unroll = terms == 1 ? 4 : 2;
@@ -325,7 +330,8 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
         }
 #pragma GCC unroll 4
         for (int j = 0; j < unroll; j++) {
-            const refbn_vi all = __builtin_convertvector(bad[j], refbn_vi) | (refbn_vi)(poison[j] != poison[j]);
+            const refbn_vi all =
+                __builtin_convertvector(bad[j], refbn_vi) | (refbn_vi)(poison[j] != poison[j]);
             if (refbn_any(all))
                 undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
         }
@@ -335,9 +341,9 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
 
 /* `direct`: all pivots are 0. */
 static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_tile tile,
-                                                  const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
-                                                  refbn_ends *ends, int check, int odd, const int terms,
-                                                  const int direct)
+                                                  const refbn_combination *of, refbn_pivots *pivot,
+                                                  refbn_rows out, refbn_ends *ends, int check, int odd,
+                                                  const int terms, const int direct)
 {
     enum { MOST = 2 };
     const int unroll = terms == 1 ? 2 : 1;
@@ -366,7 +372,8 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++) {
                     const refbn_v a = refbn_number(data[k], j * REFBN_WIDTH);
-                    const refbn_pair t = direct ? (refbn_pair){a, {0}} : refbn_two_difference(a, c[j].pivot[k]);
+                    const refbn_pair t =
+                        direct ? (refbn_pair){a, {0}} : refbn_two_difference(a, c[j].pivot[k]);
                     const refbn_pair product = refbn_two_product(c[j].hi[k], t.hi);
                     refbn_v tail = refbn_multiply_add(c[j].lo[k], t.hi, product.lo);
                     if (!direct)
@@ -408,16 +415,16 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
 static void refbn_sum_tile(int mode, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
                            refbn_totals *totals, int moments, int g, int u)
 {
-#define REFBN_VARIANT(m, g, u)                                                                               \
-    case 4 * m + 2 * g + u:                                                                                  \
-        if (mode == REFBN_QUICK)                                                                             \
-            refbn_sum_rows(REFBN_QUICK, in, tile, pivot, totals, m, g, u, u && g ? 2 : 4);                        \
-        else if (mode == REFBN_CAREFUL)                                                                      \
-            refbn_sum_rows(REFBN_CAREFUL, in, tile, pivot, totals, m, g, u, u && g ? 1 : 4);                      \
-        else if (mode == REFBN_DIRECT)                                                                       \
-            refbn_sum_rows(REFBN_DIRECT, in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                       \
-        else                                                                                                 \
-            refbn_sum_rows(REFBN_CENTERED, in, tile, pivot, totals, m, g, u, u && g ? 1 : 2);                     \
+#define REFBN_VARIANT(m, g, u)                                                               \
+    case 4 * m + 2 * g + u:                                                                  \
+        if (mode == REFBN_QUICK)                                                             \
+            refbn_sum_rows(REFBN_QUICK, in, tile, pivot, totals, m, g, u, u &&g ? 2 : 4);    \
+        else if (mode == REFBN_CAREFUL)                                                      \
+            refbn_sum_rows(REFBN_CAREFUL, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 4);  \
+        else if (mode == REFBN_DIRECT)                                                       \
+            refbn_sum_rows(REFBN_DIRECT, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 2);   \
+        else                                                                                 \
+            refbn_sum_rows(REFBN_CENTERED, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 2); \
         break;
     switch (4 * moments + 2 * g + u) {
         REFBN_VARIANT(1, 0, 0)
@@ -431,23 +438,23 @@ static void refbn_sum_tile(int mode, const refbn_rows *in, refbn_tile tile, refb
 #undef REFBN_VARIANT
 }
 
-static uint64_t refbn_combine_tile(int mode, const refbn_rows *in, refbn_tile tile, const refbn_combination *of,
-                                   refbn_pivots *pivot, refbn_rows out, refbn_ends *ends, int check, int odd)
+static uint64_t refbn_combine_tile(int mode, const refbn_rows *in, refbn_tile tile,
+                                   const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
+                                   refbn_ends *ends, int check, int odd)
 {
-#define REFBN_VARIANT(terms)                                                                                 \
-    case terms:                                                                                              \
-        if (mode <= REFBN_CAREFUL)                                                                           \
-            return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)                  \
-                        : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);                 \
-        if (mode == REFBN_DIRECT && !ends)                                                                   \
-            return refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 1);                 \
-        return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms, 0)             \
+#define REFBN_VARIANT(terms)                                                                     \
+    case terms:                                                                                  \
+        if (mode <= REFBN_CAREFUL)                                                               \
+            return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)      \
+                        : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);     \
+        if (mode == REFBN_DIRECT && !ends)                                                       \
+            return refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 1);     \
+        return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms, 0) \
                     : refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 0);
     switch (of->terms) {
         REFBN_VARIANT(1)
         REFBN_VARIANT(2)
-    default:
-        REFBN_VARIANT(3)
+    default: REFBN_VARIANT(3)
     }
 #undef REFBN_VARIANT
 }

@@ -1,18 +1,19 @@
 /* From the sums of a group to its results: vector results, and the coefficients of tensor results.
  *
- * All lanes of a vector at a time, in balls (ball.h), for every rung alike. Labels such as (K3) are those of the
- * textbook, refbn/reference. Every tensor result is gathered into one combination of t = x - center, g = dy - center
- * and u = x_dot - center (rungs.h), the textbook's lines multiplied out. A center is the tensor's mean rounded to
- * binary64, and what is left of the mean is delta, g_mean, u_mean: so d = x - mean is t - delta, and where a
- * result is small, so are the terms, and their errors.
+ * All lanes of a vector at a time, in balls (ball.h), for every rung alike. Labels such as (K3) are those of
+ * the textbook, refbn/reference. Every tensor result is gathered into one combination of t = x - center, g =
+ * dy - center and u = x_dot - center (rungs.h), the textbook's lines multiplied out. A center is the tensor's
+ * mean rounded to binary64, and what is left of the mean is delta, g_mean, u_mean: so d = x - mean is t -
+ * delta, and where a result is small, so are the terms, and their errors.
  *
- * Scales. The sums may be those of tensors that were multiplied by powers of two, 2^kx, 2^kg, 2^ku. xhat is the
- * same for all of them if eps is scaled along; what else the results are off by is undone by `refbn_shift`.
+ * Scales. The sums may be those of tensors that were multiplied by powers of two, 2^kx, 2^kg, 2^ku. xhat is
+ * the same for all of them if eps is scaled along; what else the results are off by is undone by
+ * `refbn_shift`.
  *
- * Where this is valid ("fit"): var + eps within 2^-300 ... 2^300; and, unless all data are narrow, root mean squares
- * and parameters 0 or within 2^-120 ... 2^120. Then no product below leaves 2^-920 ... 2^840 (one
- * result has a condition of its own) and no error above 0 falls below 2^-1010: 2^-40 of it, which REFBN_SAFE adds,
- * outweighs what an underflow loses. Everywhere else errors are set to infinity.
+ * Where this is valid ("fit"): var + eps within 2^-300 ... 2^300; and, unless all data are narrow, root mean
+ * squares and parameters 0 or within 2^-120 ... 2^120. Then no product below leaves 2^-920 ... 2^840 (one
+ * result has a condition of its own) and no error above 0 falls below 2^-1010: 2^-40 of it, which REFBN_SAFE
+ * adds, outweighs what an underflow loses. Everywhere else errors are set to infinity.
  *
  * Test: pytest tests/backends/test_native.py
  */
@@ -22,11 +23,28 @@
 #include "ball.h"
 #include "rungs.h"
 
-enum { REFBN_GAMMA, REFBN_BETA, REFBN_GAMMA_DOT, REFBN_BETA_DOT, REFBN_MEAN, REFBN_VAR, REFBN_MEAN_DOT, REFBN_VAR_DOT,
-       REFBN_PARAMETERS };
+enum {
+    REFBN_GAMMA,
+    REFBN_BETA,
+    REFBN_GAMMA_DOT,
+    REFBN_BETA_DOT,
+    REFBN_MEAN,
+    REFBN_VAR,
+    REFBN_MEAN_DOT,
+    REFBN_VAR_DOT,
+    REFBN_PARAMETERS
+};
 
-enum { REFBN_TO_MEAN, REFBN_TO_VAR, REFBN_TO_INVSTD, REFBN_TO_DGAMMA, REFBN_TO_DBETA, REFBN_TO_DMEAN, REFBN_TO_DVAR,
-       REFBN_VECTORS };
+enum {
+    REFBN_TO_MEAN,
+    REFBN_TO_VAR,
+    REFBN_TO_INVSTD,
+    REFBN_TO_DGAMMA,
+    REFBN_TO_DBETA,
+    REFBN_TO_DMEAN,
+    REFBN_TO_DVAR,
+    REFBN_VECTORS
+};
 
 enum { REFBN_TO_Y, REFBN_TO_DX, REFBN_TENSORS };
 
@@ -37,7 +55,8 @@ typedef struct {
 
 static REFBN_INLINE refbn_ball refbn_balls_get(const refbn_balls *balls, int lane)
 {
-    return (refbn_ball){refbn_load(balls->hi + lane), refbn_load(balls->lo + lane), refbn_load(balls->err + lane)};
+    return (refbn_ball){refbn_load(balls->hi + lane), refbn_load(balls->lo + lane),
+                        refbn_load(balls->err + lane)};
 }
 
 static REFBN_INLINE void refbn_balls_set(refbn_balls *balls, int lane, refbn_ball a)
@@ -52,18 +71,18 @@ typedef struct {
     int pass, mode, twofold, scaled, narrow; /* mode: rungs.h; twofold: mode is DIRECT or CENTERED */
     int twofold_sums; /* sums are as good as double-double's though they may have been made before */
     double count, eps;
-    double pivot[3][REFBN_LANES];                       /* of x, dy, x_dot in sums; scaled like them */
-    double center[3][REFBN_LANES];                      /* the same in combinations */
-    int dispensable[3];                                 /* whether the pivot might as well be 0 */
-    double exponent[3][REFBN_LANES];                    /* kx, kg, ku */
-    double constant[3][REFBN_LANES];                    /* 1: every element is the pivot, as far as is known */
+    double pivot[3][REFBN_LANES];    /* of x, dy, x_dot in sums; scaled like them */
+    double center[3][REFBN_LANES];   /* the same in combinations */
+    int dispensable[3];              /* whether the pivot might as well be 0 */
+    double exponent[3][REFBN_LANES]; /* kx, kg, ku */
+    double constant[3][REFBN_LANES]; /* 1: every element is the pivot, as far as is known */
     double parameter[REFBN_PARAMETERS][REFBN_LANES];
-    double weight[2][3];                                /* running_update: hi, lo, err of the new's and the old's */
+    double weight[2][3]; /* running_update: hi, lo, err of the new's and the old's */
     int unbiased;
     refbn_balls sum[REFBN_SUMS];
     refbn_balls vector[REFBN_VECTORS];
     refbn_combination tensor[REFBN_TENSORS];
-    uint64_t hopeless[REFBN_TENSORS];                   /* refbn_hopeless */
+    uint64_t hopeless[REFBN_TENSORS]; /* refbn_hopeless */
 } refbn_solution;
 
 /* Times 2^exponent, one for each lane. */
@@ -81,17 +100,18 @@ static REFBN_INLINE refbn_ball refbn_shift(const refbn_solution *s, refbn_ball a
 
 /* The factors of one group that all passes share. */
 typedef struct {
-    refbn_v m, kx, kg, ku, unfit;  /* unfit: 0 or infinity */
-    refbn_ball delta, var, r;      /* mean(t), var, 1/sqrt(var + eps) */
-    refbn_ball g_mean, g_along;    /* mean(g), mean(xhat g) */
+    refbn_v m, kx, kg, ku, unfit; /* unfit: 0 or infinity */
+    refbn_ball delta, var, r;     /* mean(t), var, 1/sqrt(var + eps) */
+    refbn_ball g_mean, g_along;   /* mean(g), mean(xhat g) */
     refbn_ball u_mean, u_along;
-    refbn_ball gr;                 /* gamma r */
+    refbn_ball gr; /* gamma r */
 } refbn_factors;
 
 static REFBN_INLINE refbn_v refbn_outside(refbn_v a, double limit)
 {
     const refbn_v magnitude = refbn_abs(a);
-    const refbn_vi fits = ((refbn_vi)(magnitude <= limit) & (refbn_vi)(magnitude >= 1.0 / limit)) | (refbn_vi)(a == 0.0);
+    const refbn_vi fits =
+        ((refbn_vi)(magnitude <= limit) & (refbn_vi)(magnitude >= 1.0 / limit)) | (refbn_vi)(a == 0.0);
     return refbn_select(fits, (refbn_v){0}, refbn_splat(refbn_infinity()));
 }
 
@@ -106,7 +126,8 @@ static REFBN_INLINE refbn_ball refbn_sum(const refbn_solution *s, int which, int
 }
 
 /* A mean square that is 0 although the tensor is not known to be constant is unfit: it may have vanished. */
-static REFBN_INLINE refbn_v refbn_square_outside(const refbn_solution *s, int sum, int tensor, int lane, refbn_v m)
+static REFBN_INLINE refbn_v refbn_square_outside(const refbn_solution *s, int sum, int tensor, int lane,
+                                                 refbn_v m)
 {
     const refbn_v square = refbn_load(s->sum[sum].hi + lane) / m;
     const refbn_vi fits = ((refbn_vi)(square <= 0x1p240) & (refbn_vi)(square >= 0x1p-240)) |
@@ -184,8 +205,8 @@ static REFBN_INLINE void refbn_put_vector(refbn_solution *s, int which, int lane
     refbn_balls_set(&s->vector[which], lane, a);
 }
 
-static REFBN_INLINE void refbn_put_term(refbn_solution *s, refbn_combination *of, int k, int lane, refbn_ball a,
-                                        refbn_v unfit)
+static REFBN_INLINE void refbn_put_term(refbn_solution *s, refbn_combination *of, int k, int lane,
+                                        refbn_ball a, refbn_v unfit)
 {
     const refbn_v rounding = s->twofold ? REFBN_DOUBLE_COMBINE * refbn_abs(a.hi)
                                         : REFBN_PLAIN_COMBINE * refbn_abs(a.hi) + refbn_abs(a.lo);
@@ -198,13 +219,14 @@ static REFBN_INLINE void refbn_put_term(refbn_solution *s, refbn_combination *of
 }
 
 /* The combination a0 t0 + a1 t1 + a2 t2 + c; tensors[k] says which tensor t_k is. */
-static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane, int terms, const int *tensors,
-                                          const refbn_ball *a, refbn_ball c, refbn_v unfit)
+static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane, int terms,
+                                          const int *tensors, const refbn_ball *a, refbn_ball c,
+                                          refbn_v unfit)
 {
     refbn_combination *of = &s->tensor[which];
     of->terms = terms;
-    /* Wherever something is not exactly zero, a product of it may have lost what lies below 2^-1074; not with narrow
-     * data, whose products are above 2^-920. */
+    /* Wherever something is not exactly zero, a product of it may have lost what lies below 2^-1074; not with
+     * narrow data, whose products are above 2^-920. */
     refbn_vi nothing = ((refbn_vi)(c.hi == 0.0) & (refbn_vi)(c.err == 0.0));
     for (int k = 0; k < terms; k++) {
         of->tensor[k] = tensors[k];
@@ -212,7 +234,8 @@ static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane
                    (refbn_vi)(refbn_load(s->constant[tensors[k]] + lane) != 0.0);
         refbn_put_term(s, of, k, lane, a[k], (refbn_v){0});
     }
-    refbn_put_term(s, of, 3, lane, c, unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050)));
+    refbn_put_term(s, of, 3, lane, c,
+                   unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050)));
 }
 
 /* ---- training ---- */
@@ -225,7 +248,8 @@ static REFBN_INLINE void refbn_solve_forward(refbn_solution *s, int lane)
     refbn_put_vector(s, REFBN_TO_VAR, lane, refbn_shift(s, f.var, -2.0 * f.kx), f.unfit);
     refbn_put_vector(s, REFBN_TO_INVSTD, lane, refbn_shift(s, f.r, f.kx), f.unfit);
     const refbn_ball c = refbn_sub(refbn_parameter(s, REFBN_BETA, lane), refbn_mul(f.gr, f.delta));
-    refbn_put_tensor(s, REFBN_TO_Y, lane, 1, (const int[]){0}, (const refbn_ball[]){f.gr}, c, f.unfit); /* (F1) */
+    refbn_put_tensor(s, REFBN_TO_Y, lane, 1, (const int[]){0}, (const refbn_ball[]){f.gr}, c,
+                     f.unfit); /* (F1) */
 }
 
 /* sum(dy), from the sum of g = dy - pivot */
@@ -238,13 +262,14 @@ static REFBN_INLINE void refbn_put_dbeta(refbn_solution *s, int lane, const refb
 }
 
 /* scale (u - u_mean - along xhat) + on_xhat xhat + rest, with xhat = r (t - delta), u being tensor `which` */
-static REFBN_INLINE void refbn_put_projected(refbn_solution *s, int output, int lane, const refbn_factors *f, int which,
-                                             refbn_ball scale, refbn_ball mean, refbn_ball along, refbn_ball on_xhat,
-                                             refbn_ball rest)
+static REFBN_INLINE void refbn_put_projected(refbn_solution *s, int output, int lane, const refbn_factors *f,
+                                             int which, refbn_ball scale, refbn_ball mean, refbn_ball along,
+                                             refbn_ball on_xhat, refbn_ball rest)
 {
     const refbn_ball on_t = refbn_mul(f->r, refbn_sub(on_xhat, refbn_mul(scale, along)));
     const refbn_ball c = refbn_sub(rest, refbn_add(refbn_mul(scale, mean), refbn_mul(on_t, f->delta)));
-    refbn_put_tensor(s, output, lane, 2, (const int[]){which, 0}, (const refbn_ball[]){scale, on_t}, c, f->unfit);
+    refbn_put_tensor(s, output, lane, 2, (const int[]){which, 0}, (const refbn_ball[]){scale, on_t}, c,
+                     f->unfit);
 }
 
 static REFBN_INLINE void refbn_solve_backward(refbn_solution *s, int lane)
@@ -252,7 +277,8 @@ static REFBN_INLINE void refbn_solve_backward(refbn_solution *s, int lane)
     const refbn_factors f = refbn_factor(s, lane, 1, 0);
     const refbn_ball zero = refbn_exactly((refbn_v){0});
     refbn_put_dbeta(s, lane, &f);
-    refbn_put_vector(s, REFBN_TO_DGAMMA, lane, refbn_shift(s, refbn_mul(refbn_exactly(f.m), f.g_along), -f.kg), f.unfit); /* (B4) */
+    refbn_put_vector(s, REFBN_TO_DGAMMA, lane,
+                     refbn_shift(s, refbn_mul(refbn_exactly(f.m), f.g_along), -f.kg), f.unfit); /* (B4) */
     const refbn_ball scale = refbn_shift(s, f.gr, f.kx - f.kg);
     refbn_put_projected(s, REFBN_TO_DX, lane, &f, 1, scale, f.g_mean, f.g_along, zero, zero); /* (B3) */
 }
@@ -275,22 +301,26 @@ static REFBN_INLINE void refbn_solve_jvp(refbn_solution *s, int lane)
 static REFBN_INLINE void refbn_solve_second_order(refbn_solution *s, int lane)
 {
     const refbn_factors f = refbn_factor(s, lane, 1, 1);
-    const refbn_ball means = refbn_mul(refbn_over(refbn_sum(s, REFBN_U, lane), f.m), refbn_over(refbn_sum(s, REFBN_G, lane), f.m));
+    const refbn_ball means =
+        refbn_mul(refbn_over(refbn_sum(s, REFBN_U, lane), f.m), refbn_over(refbn_sum(s, REFBN_G, lane), f.m));
     const refbn_ball both = refbn_sub(refbn_over(refbn_sum(s, REFBN_UG, lane), f.m), means);
     const refbn_ball u_pg = refbn_sub(both, refbn_mul(f.u_along, f.g_along)); /* (P6): mean(u P g) */
     const refbn_v lift = f.kx - f.kg - f.ku;
     refbn_put_vector(s, REFBN_TO_DGAMMA, lane,
-                     refbn_shift(s, refbn_mul(f.r, refbn_mul(refbn_exactly(f.m), u_pg)), lift), f.unfit); /* (D3, H2) */
-    refbn_put_vector(s, REFBN_TO_DBETA, lane, refbn_exactly((refbn_v){0}), (refbn_v){0});     /* (H3) */
+                     refbn_shift(s, refbn_mul(f.r, refbn_mul(refbn_exactly(f.m), u_pg)), lift),
+                     f.unfit);                                                                 /* (D3, H2) */
+    refbn_put_vector(s, REFBN_TO_DBETA, lane, refbn_exactly((refbn_v){0}), (refbn_v){0});      /* (H3) */
     const refbn_ball minus_gr2 = refbn_neg(refbn_shift(s, refbn_mul(f.gr, f.r), f.kx + lift)); /* (D5) */
     const refbn_ball on_pu = refbn_mul(minus_gr2, f.g_along), on_xhat = refbn_mul(minus_gr2, u_pg);
     const refbn_ball gamma_dot_r = refbn_mul(refbn_parameter(s, REFBN_GAMMA_DOT, lane), f.r);
-    const refbn_ball on_pg = refbn_add(refbn_mul(minus_gr2, f.u_along), refbn_shift(s, gamma_dot_r, f.kx - f.kg));
+    const refbn_ball on_pg =
+        refbn_add(refbn_mul(minus_gr2, f.u_along), refbn_shift(s, gamma_dot_r, f.kx - f.kg));
     const refbn_ball projected = refbn_add(refbn_mul(on_pg, f.g_along), refbn_mul(on_pu, f.u_along));
     const refbn_ball on_t = refbn_mul(f.r, refbn_sub(on_xhat, projected));
     const refbn_ball rest = refbn_add(refbn_mul(on_pg, f.g_mean), refbn_mul(on_pu, f.u_mean));
     const refbn_ball c = refbn_neg(refbn_add(rest, refbn_mul(on_t, f.delta)));
-    refbn_put_tensor(s, REFBN_TO_DX, lane, 3, (const int[]){1, 2, 0}, (const refbn_ball[]){on_pg, on_pu, on_t}, c, f.unfit);
+    refbn_put_tensor(s, REFBN_TO_DX, lane, 3, (const int[]){1, 2, 0},
+                     (const refbn_ball[]){on_pg, on_pu, on_t}, c, f.unfit);
     if (s->pass == REFBN_DOUBLE_BACKWARD)
         refbn_put_y_dot(s, lane, &f);
 }
@@ -346,12 +376,14 @@ static REFBN_INLINE refbn_frozen refbn_freeze(refbn_solution *s, int lane)
 }
 
 /* What vector results need besides: sums that neither vanished nor overflowed. */
-static REFBN_INLINE refbn_v refbn_unfit_sums(const refbn_solution *s, int lane, const refbn_frozen *f, int with_u)
+static REFBN_INLINE refbn_v refbn_unfit_sums(const refbn_solution *s, int lane, const refbn_frozen *f,
+                                             int with_u)
 {
     refbn_v unfit = f->unfit;
     if (!s->narrow) {
         const refbn_v m = refbn_splat(s->count);
-        unfit += refbn_square_outside(s, REFBN_TT, 0, lane, m) + refbn_square_outside(s, REFBN_GG, 1, lane, m);
+        unfit +=
+            refbn_square_outside(s, REFBN_TT, 0, lane, m) + refbn_square_outside(s, REFBN_GG, 1, lane, m);
         if (with_u)
             unfit += refbn_square_outside(s, REFBN_UU, 2, lane, m);
     }
@@ -371,12 +403,13 @@ static REFBN_INLINE void refbn_solve_inference_backward(refbn_solution *s, int l
     const refbn_frozen f = refbn_freeze(s, lane);
     const refbn_v unfit = refbn_unfit_sums(s, lane, &f, 0);
     const refbn_ball zero = refbn_exactly((refbn_v){0});
-    refbn_put_tensor(s, REFBN_TO_DX, lane, 1, (const int[]){1}, (const refbn_ball[]){f.gr}, zero, f.unfit); /* (I4) */
-    refbn_put_vector(s, REFBN_TO_DMEAN, lane, refbn_neg(refbn_mul(f.gr, f.g)), unfit);                     /* (I5) */
+    refbn_put_tensor(s, REFBN_TO_DX, lane, 1, (const int[]){1}, (const refbn_ball[]){f.gr}, zero,
+                     f.unfit);                                                         /* (I4) */
+    refbn_put_vector(s, REFBN_TO_DMEAN, lane, refbn_neg(refbn_mul(f.gr, f.g)), unfit); /* (I5) */
     refbn_put_vector(s, REFBN_TO_DVAR, lane, refbn_times(refbn_mul(refbn_mul(f.gr, f.r), f.g_xhat), -0.5),
-                     unfit);                                                                               /* (I6) */
-    refbn_put_vector(s, REFBN_TO_DGAMMA, lane, f.g_xhat, unfit);                                           /* (I7) */
-    refbn_put_vector(s, REFBN_TO_DBETA, lane, f.g, unfit);                                                 /* (I8) */
+                     unfit);                                     /* (I6) */
+    refbn_put_vector(s, REFBN_TO_DGAMMA, lane, f.g_xhat, unfit); /* (I7) */
+    refbn_put_vector(s, REFBN_TO_DBETA, lane, f.g, unfit);       /* (I8) */
 }
 
 /* (I13): y_dot = gamma r (x_dot - mean_dot) + (gamma_dot - gamma r^2 var_dot / 2) xhat + beta_dot */
@@ -386,8 +419,8 @@ static REFBN_INLINE void refbn_solve_inference_jvp(refbn_solution *s, int lane)
     const refbn_ball on_xhat = refbn_sub(f.gamma_dot, refbn_times(f.gamma_r2_var_dot, 0.5));
     const refbn_ball c = refbn_sub(refbn_parameter(s, REFBN_BETA_DOT, lane),
                                    refbn_mul(f.gr, refbn_parameter(s, REFBN_MEAN_DOT, lane)));
-    refbn_put_tensor(s, REFBN_TO_Y, lane, 2, (const int[]){2, 0}, (const refbn_ball[]){f.gr, refbn_mul(on_xhat, f.r)}, c,
-                     f.unfit);
+    refbn_put_tensor(s, REFBN_TO_Y, lane, 2, (const int[]){2, 0},
+                     (const refbn_ball[]){f.gr, refbn_mul(on_xhat, f.r)}, c, f.unfit);
 }
 
 static REFBN_INLINE void refbn_solve_inference_second_order(refbn_solution *s, int lane)
@@ -396,13 +429,14 @@ static REFBN_INLINE void refbn_solve_inference_second_order(refbn_solution *s, i
     const refbn_v unfit = refbn_unfit_sums(s, lane, &f, 1);
     const refbn_ball zero = refbn_exactly((refbn_v){0});
     const refbn_ball on_dy = refbn_mul(f.r, refbn_sub(f.gamma_dot, refbn_times(f.gamma_r2_var_dot, 0.5)));
-    refbn_put_tensor(s, REFBN_TO_DX, lane, 1, (const int[]){1}, (const refbn_ball[]){on_dy}, zero, f.unfit); /* (I9) */
-    refbn_put_vector(s, REFBN_TO_DMEAN, lane, refbn_neg(refbn_mul(on_dy, f.g)), unfit);                     /* (I10) */
+    refbn_put_tensor(s, REFBN_TO_DX, lane, 1, (const int[]){1}, (const refbn_ball[]){on_dy}, zero,
+                     f.unfit);                                                          /* (I9) */
+    refbn_put_vector(s, REFBN_TO_DMEAN, lane, refbn_neg(refbn_mul(on_dy, f.g)), unfit); /* (I10) */
     const refbn_ball moving = refbn_mul(refbn_parameter(s, REFBN_MEAN_DOT, lane), f.g);
     const refbn_ball moved = refbn_mul(f.r, refbn_sub(refbn_sum(s, REFBN_UG, lane), moving));
     const refbn_ball g_xhat_dot = refbn_sub(moved, refbn_times(refbn_mul(f.r2_var_dot, f.g_xhat), 0.5));
-    refbn_put_vector(s, REFBN_TO_DGAMMA, lane, g_xhat_dot, unfit);                                     /* (I2, I11) */
-    refbn_put_vector(s, REFBN_TO_DBETA, lane, zero, (refbn_v){0});                                          /* (I11) */
+    refbn_put_vector(s, REFBN_TO_DGAMMA, lane, g_xhat_dot, unfit); /* (I2, I11) */
+    refbn_put_vector(s, REFBN_TO_DBETA, lane, zero, (refbn_v){0}); /* (I11) */
     const refbn_ball bracket = refbn_add(refbn_mul(refbn_sub(f.gamma_dot, f.gamma_r2_var_dot), f.g_xhat),
                                          refbn_mul(refbn_parameter(s, REFBN_GAMMA, lane), g_xhat_dot));
     refbn_put_vector(s, REFBN_TO_DVAR, lane, refbn_times(refbn_mul(f.r, refbn_mul(f.r, bracket)), -0.5),

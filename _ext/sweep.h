@@ -1,10 +1,10 @@
 /* How a pass walks through a call: groups in units, elements in tiles.
  *
- * A unit is the group, or the up to REFBN_LANES consecutive groups, that one run of a pass works on. A tile is
- * a part of it: rows of lanes. By elements, a row holds REFBN_ROW consecutive elements of the one group; by
- * groups, one element of every group of the unit. Kernels see a tile through one pointer and one distance
- * between rows for each tensor, in binary32 or binary64: memory itself where it lies like that, else a buffer.
- * Elements come in any order that suits the memory: correctly rounded results do not depend on it.
+ * A unit is the group, or the up to REFBN_LANES consecutive groups, that one run of a pass works on. A tile
+ * is a part of it: rows of lanes. By elements, a row holds REFBN_ROW consecutive elements of the one group;
+ * by groups, one element of every group of the unit. Kernels see a tile through one pointer and one distance
+ * between rows for each tensor, in binary32 or binary64: memory itself where it lies like that, else a
+ * buffer. Elements come in any order that suits the memory: correctly rounded results do not depend on it.
  */
 #ifndef REFBN_SWEEP_H
 #define REFBN_SWEEP_H
@@ -12,12 +12,12 @@
 #include "lanes.h"
 
 enum {
-    REFBN_LANES = 64,                /* groups of a unit at most */
-    REFBN_ROW = 4 * REFBN_WIDTH,     /* lanes that a kernel's inner loop takes at once */
-    REFBN_ROWS = 32,                 /* rows of a tile by elements, twice those by groups */
+    REFBN_LANES = 64,            /* groups of a unit at most */
+    REFBN_ROW = 4 * REFBN_WIDTH, /* lanes that a kernel's inner loop takes at once */
+    REFBN_ROWS = 32,             /* rows of a tile by elements, twice those by groups */
     REFBN_TILE = REFBN_ROWS * REFBN_ROW,
-    REFBN_TILE_ROWS = 16,            /* by groups */
-    REFBN_BLOCK = 1024               /* numbers in a tile at most */
+    REFBN_TILE_ROWS = 16, /* by groups */
+    REFBN_BLOCK = 1024    /* numbers in a tile at most */
 };
 
 typedef struct {
@@ -38,7 +38,8 @@ typedef struct {
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
 
-/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds. */
+/* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds.
+ */
 static void refbn_plan(refbn_call *call)
 {
     refbn_geometry *geometry = &call->geometry;
@@ -156,11 +157,12 @@ static inline char *refbn_next_run(const refbn_call *call, const refbn_tensor *t
 
 static inline ptrdiff_t refbn_runs(const refbn_call *call)
 {
-    return call->geometry.count / (call->geometry.extent[call->geometry.ndim - 1] + (call->geometry.count == 0));
+    return call->geometry.count /
+           (call->geometry.extent[call->geometry.ndim - 1] + (call->geometry.count == 0));
 }
 
-/* Where memory may be used in place but for the end of a run, a tile is used in pieces, none of which runs over an end.
- * `rest`, a tile at first, is what is left after the piece. */
+/* Where memory may be used in place but for the end of a run, a tile is used in pieces, none of which runs
+ * over an end. `rest`, a tile at first, is what is left after the piece. */
 static inline refbn_tile refbn_next_piece(const refbn_call *call, const refbn_unit *unit, refbn_tile *rest)
 {
     const refbn_geometry *geometry = &call->geometry;
@@ -192,8 +194,8 @@ static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit,
     return left >= tile.count;
 }
 
-/* The tile for reading, in `format` (binary32 or binary64), scaled by a power of two unless that is 1. Padding
- * repeats the lane's pivot. */
+/* The tile for reading, in `format` (binary32 or binary64), scaled by a power of two unless that is 1.
+ * Padding repeats the lane's pivot. */
 static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
                              const refbn_tensor *tensor, int format, const double *scale, const double *pivot,
                              void *buffer)
@@ -230,8 +232,7 @@ static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, ref
                     ((float *)buffer)[row * tile.columns + lane] = (float)pivot[lane];
                 else
                     ((double *)buffer)[row * tile.columns + lane] = pivot[lane];
-    }
-    else
+    } else
         for (int k = (int)tile.count; k < all; k++)
             if (format == REFBN_F32)
                 ((float *)buffer)[k] = (float)pivot[0];
@@ -246,10 +247,10 @@ static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, ref
     return rows;
 }
 
-/* Ask for the memory of a tile ahead of its use, where the hardware would not: where memory goes by in short runs far
- * apart. */
-static void refbn_prefetch(const refbn_call *call, const refbn_unit *unit, ptrdiff_t index, const refbn_tensor *tensor,
-                           int write)
+/* Ask for the memory of a tile ahead of its use, where the hardware would not: where memory goes by in short
+ * runs far apart. */
+static void refbn_prefetch(const refbn_call *call, const refbn_unit *unit, ptrdiff_t index,
+                           const refbn_tensor *tensor, int write)
 {
     enum { LINE = 64, LONG = 2048 };
     const refbn_geometry *geometry = &call->geometry;
@@ -303,7 +304,8 @@ static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, ref
     }
 }
 
-static inline void refbn_vector_set(const refbn_vector *vector, ptrdiff_t group, int count, const double *values)
+static inline void refbn_vector_set(const refbn_vector *vector, ptrdiff_t group, int count,
+                                    const double *values)
 {
     char *to = vector->data + group * vector->stride;
     switch (vector->format) {
