@@ -49,8 +49,7 @@ static REFBN_INLINE refbn_ball refbn_times(refbn_ball a, double power)
 
 static REFBN_INLINE refbn_ball refbn_add(refbn_ball a, refbn_ball b)
 {
-    const refbn_pair sum = refbn_two_sum(a.hi, b.hi);
-    const refbn_pair result = refbn_fast_two_sum(sum.hi, sum.lo + (a.lo + b.lo));
+    const refbn_pair result = refbn_add_pairs((refbn_pair){a.hi, a.lo}, (refbn_pair){b.hi, b.lo});
     const refbn_v rounding = 0x4p-106 * (refbn_abs(a.hi) + refbn_abs(b.hi));
     return (refbn_ball){result.hi, result.lo, (a.err + b.err + rounding) * REFBN_SAFE};
 }

@@ -210,6 +210,11 @@ static void refbn_two_sum_one(double *hi, double *lo, double more_hi, double mor
     *lo = rest - (*hi - sum);
 }
 
+static double refbn_power(double exponent) /* 2^exponent, -1000 to 1000 */
+{
+    return ((refbn_bits){.i = (int64_t)(exponent + 1023.0) << 52}).f;
+}
+
 /* The part of `tensor` in a tile, as kernels want it. */
 static refbn_rows refbn_part(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, int which,
                              const refbn_solution *s, double *buffer)
@@ -218,7 +223,7 @@ static refbn_rows refbn_part(const refbn_job *job, const refbn_unit *unit, refbn
     const int format = s->twofold ? REFBN_F64 : REFBN_F32;
     if (s->scaled)
         for (int lane = 0; lane < unit->groups; lane++)
-            scale[lane] = ((refbn_bits){.i = (int64_t)(s->exponent[which][lane] + 1023.0) << 52}).f;
+            scale[lane] = refbn_power(s->exponent[which][lane]);
     return refbn_read(job->call, unit, tile, refbn_input(job->call, which), format, s->scaled ? scale : NULL,
                       s->pivot[which], buffer);
 }
@@ -237,16 +242,13 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_so
         if (!refbn_has_sum(k, moments, g, u))
             continue;
         for (int lane = 0; lane < (unit->by_groups ? lanes : REFBN_WIDTH); lane += REFBN_WIDTH) {
-            refbn_v hi = {0}, lo = {0};
+            refbn_pair sum = {{0}, {0}};
             for (int rank = 0; rank < size; rank++)
-                for (int from = lane; from < (unit->by_groups ? lane + 1 : REFBN_ROW); from += REFBN_WIDTH) {
-                    const refbn_pair sum = refbn_two_sum(hi, refbn_load(members[rank].hi[k] + from));
-                    const refbn_v tail = sum.lo + (lo + refbn_load(members[rank].lo[k] + from));
-                    const refbn_pair total = refbn_fast_two_sum(sum.hi, tail);
-                    hi = total.hi, lo = total.lo;
-                }
-            refbn_store(s->sum[k].hi + lane, hi);
-            refbn_store(s->sum[k].lo + lane, lo);
+                for (int from = lane; from < (unit->by_groups ? lane + 1 : REFBN_ROW); from += REFBN_WIDTH)
+                    sum = refbn_add_pairs(sum, (refbn_pair){refbn_load(members[rank].hi[k] + from),
+                                                            refbn_load(members[rank].lo[k] + from)});
+            refbn_store(s->sum[k].hi + lane, sum.hi);
+            refbn_store(s->sum[k].lo + lane, sum.lo);
         }
         if (!unit->by_groups) {
             double *hi = s->sum[k].hi, *lo = s->sum[k].lo;
@@ -427,7 +429,7 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
             s->exponent[which][lane] = most.f > 0.0 ? -exponent : 0.0;
             if (s->exponent[which][lane] < -1000.0)
                 s->exponent[which][lane] = -1000.0;
-            const double power = ((refbn_bits){.i = (int64_t)(s->exponent[which][lane] + 1023.0) << 52}).f;
+            const double power = refbn_power(s->exponent[which][lane]);
             const double scaled = s->pivot[which][lane] * power;
             s->constant[which][lane] *=
                 scaled / power == s->pivot[which][lane]; /* else it lost bits, or vanished */
@@ -926,13 +928,14 @@ static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_
         s.twofold = rung >= REFBN_TWOFOLD;
         s.scaled = rung == REFBN_SCALED;
         s.mode = s.twofold ? REFBN_CENTERED : REFBN_CAREFUL;
-        if (!is->sums || !(rung == REFBN_TWOFOLD && s.twofold_sums)) {
+        const int reuses_sums = is->sums && rung == REFBN_TWOFOLD && s.twofold_sums;
+        if (!reuses_sums) {
             refbn_fill_pivots(job, unit, is, &s);
             solved &= !s.scaled; /* what was solved before is no longer to be used */
             if (s.scaled && !refbn_choose_scales(job, unit, is, &s))
                 break;
         }
-        if (is->sums && !(rung == REFBN_TWOFOLD && s.twofold_sums)) {
+        if (is->sums && !reuses_sums) {
             const int second = is->g && is->u && !s.twofold; /* there sums are worth the effort: rungs.h */
             const int moments =
                 is->frozen || job->pass == REFBN_FORWARD || second || !refbn_recall(job, unit, &s);
@@ -1065,8 +1068,6 @@ static void refbn_clear(const refbn_call *call, const refbn_vector *vector)
         refbn_vector_set(vector, group, 1, &zero);
 }
 
-static void refbn_prepare(refbn_call *call) { refbn_plan(call); }
-
 /* A member's part of a call that was prepared. With enough units each is one member's work; otherwise all
  * members share each unit's tiles. */
 static void refbn_run(refbn_call *call, refbn_team *team)
@@ -1117,7 +1118,7 @@ extern const refbn_kernels REFBN_JOIN(refbn_kernels, REFBN_BUILD);
 
 const refbn_kernels REFBN_JOIN(refbn_kernels, REFBN_BUILD) = {
     .name = REFBN_TEXT(REFBN_BUILD),
-    .prepare = refbn_prepare,
+    .prepare = refbn_plan,
     .scratch_size = refbn_scratch_size,
     .run = refbn_run,
 };

@@ -139,6 +139,13 @@ static REFBN_INLINE refbn_pair refbn_two_product(refbn_v a, refbn_v b)
 #endif
 }
 
+/* Sums of pairs; the bound: ball.h, add. */
+static REFBN_INLINE refbn_pair refbn_add_pairs(refbn_pair a, refbn_pair b)
+{
+    const refbn_pair head = refbn_two_sum(a.hi, b.hi);
+    return refbn_fast_two_sum(head.hi, head.lo + (a.lo + b.lo));
+}
+
 /* hi + lo rounded to odd: what a narrower format then rounds to is what it rounds hi + lo to. */
 static REFBN_INLINE refbn_v refbn_to_odd(refbn_v a, refbn_v b)
 {

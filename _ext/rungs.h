@@ -53,9 +53,8 @@ typedef struct {
 
 static REFBN_INLINE void refbn_total(refbn_totals *totals, int sum, int lane, refbn_v hi, refbn_v lo)
 {
-    const refbn_pair head = refbn_two_sum(refbn_load(totals->hi[sum] + lane), hi);
-    const refbn_v tail = refbn_load(totals->lo[sum] + lane) + (head.lo + lo);
-    const refbn_pair total = refbn_fast_two_sum(head.hi, tail);
+    const refbn_pair before = {refbn_load(totals->hi[sum] + lane), refbn_load(totals->lo[sum] + lane)};
+    const refbn_pair total = refbn_add_pairs(before, (refbn_pair){hi, lo});
     refbn_store(totals->hi[sum] + lane, total.hi);
     refbn_store(totals->lo[sum] + lane, total.lo);
 }
