@@ -8,8 +8,8 @@
  * tile (rungs.h); what a rounding test does not decide goes on to the next rung: a vector result or a tile of
  * a group, not the tensor.
  *
- *   1  plain binary64, if nothing of the call is binary64
- *   2  double-double
+ *   1  binary32 in two parts, then plain binary64, if nothing of the call is binary64
+ *   2  binary64 in two parts, then double-double
  *   3  double-double on tensors scaled by powers of two, for binary64 whose exponents leave the range that
  *      solve.h needs; not with frozen statistics
  *   4  exact integers (exact_rung.h): ties, zeros, NaN and infinities, everything else
@@ -20,7 +20,8 @@
  * Error bounds. A result is accepted only if an enclosure [v - e, v + e] of the exact value rounds to one
  * number; e is computed along with v. The proofs stand where the arithmetic is: ball.h, rungs.h, solve.h.
  * Here: a sum over `additions` tiles, threads and lanes is off by (K + 4 additions u) u S, with K of rungs.h
- * and S a bound of the sum of magnitudes by Cauchy and Schwarz, e.g. |sum g t| <= sqrt(sum g^2 sum t^2).
+ * and S a bound of the sum of magnitudes by Cauchy and Schwarz, e.g. |sum g t| <= sqrt(sum g^2 sum t^2); and a
+ * biased one by what its chains are off by besides.
  *
  * Test: pytest tests/backends/test_native.py; python -m validation.correct_rounding
  */
@@ -33,8 +34,6 @@ enum { REFBN_PLAIN = 1, REFBN_TWOFOLD, REFBN_SCALED, REFBN_EXACT };
 typedef struct {
     refbn_call *call;
     refbn_team *team;
-    refbn_totals *totals; /* one for each member, as are the masks */
-    uint64_t *masks;
     int pass, narrow;
     int64_t decided[2][4]; /* elements and vector results, by rung */
 } refbn_job;
@@ -43,6 +42,24 @@ typedef struct {
 typedef struct {
     int64_t elements, vectors;
 } refbn_pending;
+
+/* Which groups' vector results are still open, a bit for each. */
+typedef struct {
+    uint64_t of[REFBN_VECTORS];
+} refbn_open;
+
+/* A unit on its way up the ladder, as one member of the team sees it. */
+typedef struct {
+    refbn_unit unit;
+    refbn_open open;
+    refbn_pending pending;
+    uint64_t undecided;              /* bits of the groups with something open */
+    int summed, solved, moments;     /* whether there are sums; a solution of them; whether x is summed, too */
+    double pivots[3][REFBN_LANES];   /* those chosen, while sums are about 0 */
+    refbn_totals *totals;            /* of all members, as are the masks and the flags */
+    uint64_t *masks, *flags;         /* flags: of the tiles, then room for those of one group */
+    refbn_solution s;
+} refbn_ascent;
 
 /* What a pass reads and writes. */
 typedef struct {
@@ -93,8 +110,10 @@ static void refbn_share(const refbn_job *job, const refbn_unit *unit, ptrdiff_t 
 
 static void refbn_meet(refbn_job *job)
 {
-    if (job->team->size > 1)
+    if (job->team->size > 1) {
+        refbn_stream_end(); /* another member may write there, too */
         job->team->barrier(job->team);
+    }
 }
 
 /* ---- what does not depend on the rung ---- */
@@ -134,10 +153,9 @@ static void refbn_fill_parameters(const refbn_job *job, const refbn_unit *unit, 
 }
 
 /* The average of four elements: close to the mean as a rule, and exactly the value of a constant group.
- * Returns whether the pivots might as well be 0 in double-double: the elements differ by more than 1/32 of
- * them. */
+ * Returns whether the pivots might as well be 0: the elements differ by more than 1/32 of them. */
 static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_tensor *tensor,
-                               int twofold, double *pivot)
+                               double *pivot)
 {
     int dispensable = 1;
     const ptrdiff_t count = job->call->geometry.count, step = count / 4;
@@ -156,7 +174,7 @@ static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, con
         const double rounded = job->narrow ? (double)(float)mean : mean;
         pivot[lane] = rounded - rounded == 0.0 ? rounded : sample[0][lane]; /* a sum may overflow */
     }
-    for (int lane = 0; twofold && lane < unit->groups; lane++) {
+    for (int lane = 0; lane < unit->groups; lane++) {
         double spread = 0.0;
         for (int k = 0; k < 4; k++) {
             const double from_pivot = sample[k][lane] - pivot[lane];
@@ -167,33 +185,25 @@ static int refbn_choose_pivots(const refbn_job *job, const refbn_unit *unit, con
     return dispensable;
 }
 
-static int refbn_is_broadcast(const refbn_call *call, const refbn_tensor *tensor)
-{
-    for (int axis = 0; axis < call->geometry.ndim; axis++)
-        if (tensor->stride[axis] != 0 && call->geometry.extent[axis] > 1)
-            return 0;
-    return 1;
-}
-
 static void refbn_fill_pivots(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
                               refbn_solution *s)
 {
     refbn_call *call = job->call;
-    const int lanes = refbn_columns(unit);
     for (int which = 0; which < 3; which++) {
         const refbn_tensor *tensor = refbn_input(call, which);
         double *pivot = s->pivot[which];
         const int used = tensor->data && call->geometry.count > 0;
         const int broadcast = used && !is->frozen && refbn_is_broadcast(call, tensor);
-        s->dispensable[which] = !is->frozen;
+        s->dispensable[which] = 1;
         if (is->frozen || !used)
             for (int lane = 0; lane < unit->groups; lane++)
                 pivot[lane] = is->frozen && which == 0 ? s->parameter[REFBN_MEAN][lane] : 0.0;
         else
-            s->dispensable[which] = refbn_choose_pivots(job, unit, tensor, s->twofold, pivot);
-        for (int lane = 0; lane < lanes; lane++) {
-            if (lane >= unit->groups) /* padding; by elements, the one group's */
-                pivot[lane] = unit->by_groups ? 0.0 : pivot[0];
+            s->dispensable[which] = refbn_choose_pivots(job, unit, tensor, pivot);
+        for (int lane = 0; lane < REFBN_LANES; lane++) {
+            if (lane >= unit->groups) /* padding */
+                pivot[lane] = 0.0;
+            s->largest[which][lane] = refbn_infinity();
             s->exponent[which][lane] = 0.0;
             s->constant[which][lane] = broadcast;
         }
@@ -215,150 +225,246 @@ static double refbn_power(double exponent) /* 2^exponent, -1000 to 1000 */
     return ((refbn_bits){.i = (int64_t)(exponent + 1023.0) << 52}).f;
 }
 
-/* The part of `tensor` in a tile, as kernels want it. */
-static refbn_rows refbn_part(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, int which,
+/* The part of `tensor` in a tile of a turn, as kernels want it. */
+static refbn_rows refbn_part(const refbn_job *job, const refbn_turn *turn, refbn_tile tile, int which, int format,
                              const refbn_solution *s, double *buffer)
 {
     double scale[REFBN_LANES];
-    const int format = s->twofold ? REFBN_F64 : REFBN_F32;
     if (s->scaled)
-        for (int lane = 0; lane < unit->groups; lane++)
-            scale[lane] = refbn_power(s->exponent[which][lane]);
-    return refbn_read(job->call, unit, tile, refbn_input(job->call, which), format, s->scaled ? scale : NULL,
-                      s->pivot[which], buffer);
+        for (int lane = 0; lane < turn->unit.groups; lane++)
+            scale[lane] = refbn_power(s->exponent[which][turn->lane + lane]);
+    return refbn_read(job->call, &turn->unit, tile, refbn_input(job->call, which), format,
+                      s->scaled ? scale : NULL, s->pivot[which] + turn->lane, buffer);
 }
 
 typedef struct {
     double of[3][REFBN_BLOCK];
 } refbn_buffers;
 
-/* Every member's totals, added up to balls. */
-static void refbn_collect(const refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g,
-                          int u)
+/* Ask for the tile that comes after: that of the next turn; after the last turn the next one; after the last
+ * tile, the first one of the unit that comes next as a rule. */
+static void refbn_prefetch_next(const refbn_job *job, const refbn_unit *unit, int turn, ptrdiff_t index,
+                                ptrdiff_t last, const refbn_tensor *tensor, int write)
 {
-    const refbn_totals *members = job->totals;
-    const int lanes = refbn_lanes(unit), size = job->team->size;
-    for (int k = 0; k < REFBN_SUMS; k++) {
-        if (!refbn_has_sum(k, moments, g, u))
-            continue;
-        for (int lane = 0; lane < (unit->by_groups ? lanes : REFBN_WIDTH); lane += REFBN_WIDTH) {
-            refbn_pair sum = {{0}, {0}};
-            for (int rank = 0; rank < size; rank++)
-                for (int from = lane; from < (unit->by_groups ? lane + 1 : REFBN_ROW); from += REFBN_WIDTH)
-                    sum = refbn_add_pairs(sum, (refbn_pair){refbn_load(members[rank].hi[k] + from),
-                                                            refbn_load(members[rank].lo[k] + from)});
-            refbn_store(s->sum[k].hi + lane, sum.hi);
-            refbn_store(s->sum[k].lo + lane, sum.lo);
-        }
-        if (!unit->by_groups) {
-            double *hi = s->sum[k].hi, *lo = s->sum[k].lo;
-            for (int half = REFBN_WIDTH / 2; half > 0; half /= 2)
-                for (int lane = 0; lane < half; lane++)
-                    refbn_two_sum_one(&hi[lane], &lo[lane], hi[lane + half], lo[lane + half]);
-            for (int lane = 1; lane < REFBN_WIDTH; lane++)
-                hi[lane] = hi[0], lo[lane] = lo[0];
+    refbn_unit of = *unit;
+    if (++turn == refbn_turns(unit)) {
+        turn = 0;
+        if (++index == last) {
+            of.group += of.groups;
+            if (job->team->size > 1 || of.group + of.groups > job->call->geometry.groups)
+                return;
+            index = 0;
         }
     }
-    const double pieces = (double)refbn_tiles(job->call, unit) + (double)refbn_runs(job->call);
-    const double additions = pieces + (double)(size * REFBN_ROW + REFBN_LANES);
-    uint64_t inexact = !(g && u);
-    for (int rank = 0; rank < size; rank++)
-        inexact |= members[rank].inexact;
-    s->twofold_sums = s->twofold || (s->mode == REFBN_CAREFUL && !inexact);
-    const double sums = s->twofold_sums            ? REFBN_DOUBLE_SUM
-                        : s->mode == REFBN_CAREFUL ? REFBN_PLAIN_SUM
-                                                   : REFBN_PLAIN_SQUARES;
+    const refbn_turn next = refbn_turn_at(&of, turn);
+    refbn_prefetch(job->call, &next.unit, index, tensor, write);
+}
+
+/* The inputs of a piece of a tile that `wanted` names; the others are x, which is always read. */
+static void refbn_read_inputs(const refbn_job *job, const refbn_turn *turn, refbn_tile piece, const int *wanted,
+                              const refbn_solution *s, refbn_rows *in, refbn_buffers *buffers)
+{
+    const int format = job->narrow ? REFBN_F32 : REFBN_F64;
+    for (int which = 0; which < 3; which++)
+        in[which] = which == 0 || wanted[which]
+                        ? refbn_part(job, turn, piece, which, format, s, buffers->of[which])
+                        : in[0];
+}
+
+/* Limits for sums from a bias on: from the first rows; x may be known to be below `largest`. */
+static void refbn_choose_limits(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s,
+                                const int *wanted, ptrdiff_t index, refbn_totals *totals)
+{
+    enum { FIRST = 8 }; /* rows */
+    refbn_buffers buffers;
+    for (int which = 0; which < 3; which++)
+        for (int lane = 0; lane < REFBN_LANES; lane++)
+            totals->limit[which][lane] = 0x1p-190;
+    for (int turn = 0; turn < refbn_turns(unit); turn++) {
+        const refbn_turn at = refbn_turn_at(unit, turn);
+        refbn_tile rest = refbn_tile_at(job->call, &at.unit, index);
+        const refbn_tile piece = refbn_next_piece(job->call, &at.unit, &rest);
+        refbn_rows in[3];
+        refbn_read_inputs(job, &at, piece, wanted, s, in, &buffers);
+        refbn_raise_limits(job->narrow ? REFBN_F32 : REFBN_F64, in, piece.rows < FIRST ? piece.rows : FIRST, 0,
+                           piece.columns, totals, at.lane, unit->by_groups, wanted);
+    }
+    if (!wanted[0])
+        for (int lane = 0; lane < unit->groups; lane++) {
+            const refbn_bits largest = {s->largest[0][lane]};
+            const double limit = 2.0 * ((refbn_bits){.i = largest.i & ((int64_t)0x7ff << 52)}).f;
+            totals->limit[0][lane] = limit > 0x1p-190 ? limit : 0x1p-190;
+        }
+}
+
+/* One sum of all members, from all lanes of each group, to a lane for each group. */
+static void refbn_collect_sum(const refbn_job *job, const refbn_unit *unit, const refbn_totals *members, int k,
+                              refbn_balls *sum)
+{
+    const int size = job->team->size, lanes = unit->by_groups ? unit->groups : unit->groups * REFBN_WIDTH;
+    double hi[REFBN_SPREAD], lo[REFBN_SPREAD];
     for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
-        refbn_v root[4]; /* of the sums of 1, t^2, g^2, u^2 */
+        refbn_pair all = {refbn_load(members[0].hi[k] + lane), refbn_load(members[0].lo[k] + lane)};
+        for (int rank = 1; rank < size; rank++)
+            all = refbn_add_pairs(all, (refbn_pair){refbn_load(members[rank].hi[k] + lane),
+                                                    refbn_load(members[rank].lo[k] + lane)});
+        refbn_store(hi + lane, all.hi);
+        refbn_store(lo + lane, all.lo);
+    }
+    for (int lane = 0; lane < REFBN_LANES; lane++) {
+        const int from = refbn_spread_lane(unit->by_groups, lane);
+        sum->hi[lane] = lane < unit->groups ? hi[from] : 0.0;
+        sum->lo[lane] = lane < unit->groups ? lo[from] : 0.0;
+        for (int more = 1; !unit->by_groups && lane < unit->groups && more < REFBN_WIDTH; more++)
+            refbn_two_sum_one(&sum->hi[lane], &sum->lo[lane], hi[from + more], lo[from + more]);
+    }
+}
+
+/* Bounds of all |t_k|, and, of sums from a bias on, the limits that held, for each group. */
+static void refbn_collect_bounds(const refbn_job *job, const refbn_unit *unit, const refbn_totals *members,
+                                 refbn_solution *s, int tensor, double *limit)
+{
+    for (int lane = 0; lane < unit->groups; lane++) {
+        double square = 0.0;
+        limit[lane] = 0.0;
+        for (int rank = 0; rank < job->team->size; rank++) {
+            const refbn_totals *member = members + rank;
+            const double *squares = member->square[tensor] + refbn_spread_lane(unit->by_groups, lane);
+            for (int k = 0; k < (unit->by_groups ? 1 : REFBN_WIDTH); k++)
+                square = squares[k] <= square || square != square ? square : squares[k]; /* a NaN stays */
+            if (s->sums == REFBN_BIASED && member->limit[tensor][lane] > limit[lane])
+                limit[lane] = member->limit[tensor][lane];
+        }
+        s->largest[tensor][lane] = REFBN_SQRT(square) * (1.0 + 0x1p-20);
+    }
+}
+
+/* Every member's totals, added up to balls. */
+static void refbn_collect(const refbn_job *job, const refbn_unit *unit, const refbn_totals *members,
+                          refbn_solution *s, int moments, int g, int u)
+{
+    static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
+    const int lanes = refbn_lanes(unit), wanted[3] = {moments, g, u};
+    double limit[3][REFBN_LANES] = {{0}};
+    for (int k = 0; k < REFBN_SUMS; k++)
+        if (refbn_has_sum(k, moments, g, u))
+            refbn_collect_sum(job, unit, members, k, &s->sum[k]);
+    for (int tensor = 0; tensor < 3; tensor++)
+        if (wanted[tensor])
+            refbn_collect_bounds(job, unit, members, s, tensor, limit[tensor]);
+        else if (tensor == 0 && s->sums == REFBN_BIASED)
+            for (int lane = 0; lane < unit->groups; lane++)
+                limit[0][lane] = members[0].limit[0][lane];
+    const double tiles = (double)refbn_tiles(job->call, unit) * (unit->by_groups ? REFBN_ROWS / REFBN_STRIP : 1);
+    const double pieces = tiles + (double)refbn_runs(job->call);
+    const double additions = pieces + (double)(job->team->size * REFBN_ROW + REFBN_LANES);
+    const double chains = s->sums == REFBN_BIASED ? pieces * (unit->by_groups ? 1.0 : (double)REFBN_ROW) : 0.0;
+    for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
+        refbn_v root[4], limits[4]; /* of the sums of 1, t^2, g^2, u^2; of 1, x, dy, x_dot */
         root[0] = refbn_root(refbn_splat(s->count));
-        root[1] = refbn_root(refbn_load(s->sum[REFBN_TT].hi + lane));
-        root[2] = g ? refbn_root(refbn_load(s->sum[REFBN_GG].hi + lane)) : root[0];
-        root[3] = u ? refbn_root(refbn_load(s->sum[REFBN_UU].hi + lane)) : root[0];
+        limits[0] = refbn_splat(1.0);
+        for (int tensor = 0; tensor < 3; tensor++) {
+            root[1 + tensor] = root[0];
+            if (tensor == 0 || wanted[tensor])
+                root[1 + tensor] = refbn_root(refbn_load(s->sum[squares[tensor]].hi + lane));
+            limits[1 + tensor] = refbn_load(limit[tensor] + lane);
+        }
         static const int factors[REFBN_SUMS][2] = {{0, 1}, {1, 1}, {0, 2}, {2, 1}, {2, 2},
                                                    {0, 3}, {3, 1}, {3, 3}, {3, 2}};
         for (int k = 0; k < REFBN_SUMS; k++)
             if (refbn_has_sum(k, moments, g, u)) {
-                const int plain = k == REFBN_GG || k == REFBN_UU || (k == REFBN_TT && !s->twofold_sums);
-                const double factor = (plain ? REFBN_PLAIN_SQUARES : sums) + additions * 0x4p-106;
+                const int plain = k == REFBN_GG || k == REFBN_UU, *of = factors[k];
+                const double factor = (plain ? REFBN_PLAIN_SQUARES : REFBN_DOUBLE_SUM) + additions * 0x4p-106;
+                const refbn_v biased = 128.0 * REFBN_BIASED_SUM * chains * (limits[of[0]] * limits[of[1]]);
                 refbn_store(s->sum[k].err + lane,
-                            root[factors[k][0]] * root[factors[k][1]] * (factor * (1.0 + 0x1p-20)));
+                            (root[of[0]] * root[of[1]] * factor + biased) * (1.0 + 0x1p-20));
             }
     }
     /* narrow squares cannot vanish: a sum of squares that is 0 shows a constant */
-    if (s->narrow)
-        for (int lane = 0; lane < lanes; lane++) {
-            s->constant[0][lane] = s->sum[REFBN_TT].hi[lane] == 0.0;
-            if (g)
-                s->constant[1][lane] = s->sum[REFBN_GG].hi[lane] == 0.0;
-            if (u)
-                s->constant[2][lane] = s->sum[REFBN_UU].hi[lane] == 0.0;
-        }
+    for (int tensor = 0; s->narrow && tensor < 3; tensor++)
+        for (int lane = 0; lane < lanes && (tensor == 0 || wanted[tensor]); lane++)
+            s->constant[tensor][lane] =
+                s->sum[squares[tensor]].hi[lane] == 0.0 && s->sum[squares[tensor]].lo[lane] == 0.0;
 }
 
-/* The tile after `index`; after the last one, the first one of the unit that comes next as a rule. */
-static void refbn_prefetch_next(const refbn_job *job, const refbn_unit *unit, ptrdiff_t index, ptrdiff_t last,
-                                const refbn_tensor *tensor, int write)
+/* Add the sums of one piece of one tile. */
+static void refbn_sum_piece(const refbn_job *job, refbn_ascent *of, const refbn_turn *at, refbn_tile tile,
+                            refbn_tile piece, int part, const int *wanted, refbn_buffers *buffers)
 {
-    refbn_unit of = *unit;
-    index++;
-    if (index == last && job->team->size == 1) {
-        of.group += of.groups;
-        if (of.group + of.groups > job->call->geometry.groups)
-            return;
-        index = 0;
+    const int format = job->narrow ? REFBN_F32 : REFBN_F64, by_groups = at->unit.by_groups;
+    refbn_totals *totals = of->totals + job->team->rank;
+    refbn_rows in[3];
+    refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
+    const uint32_t exceeding = refbn_sum_tile(of->s.sums, format, in, piece, part, of->s.pivot, totals, at->lane,
+                                              by_groups, wanted[0], wanted[1], wanted[2]);
+    if (!exceeding)
+        return;
+    if (part != REFBN_WHOLE) {
+        piece = tile;
+        refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
     }
-    refbn_prefetch(job->call, &of, index, tensor, write);
+    refbn_sum_exceeding(format, in, piece, exceeding, of->s.pivot, totals, at->lane, by_groups, wanted[0], wanted[1],
+                        wanted[2]);
 }
 
-static void refbn_sweep_sums(refbn_job *job, const refbn_unit *unit, refbn_solution *s, int moments, int g,
-                             int u)
+/* The sums of the units of a band; all of them the same ones. By groups, units take turns at strips of a tile, and
+ * the chains go on from strip to strip. */
+static void refbn_sweep_sums(refbn_job *job, refbn_ascent *band, int units, int g, int u)
 {
-    refbn_totals *totals = job->totals + job->team->rank;
+    const int rank = job->team->rank, wanted[3] = {band->moments, g, u}, by_groups = band->unit.by_groups;
+    ptrdiff_t first, last;
+    refbn_share(job, &band->unit, &first, &last);
+    for (int k = 0; k < units; k++) {
+        const refbn_unit *unit = &band[k].unit;
+        refbn_totals *totals = band[k].totals + rank;
+        const size_t lanes = (size_t)(by_groups ? refbn_columns(unit) : unit->groups * REFBN_WIDTH);
+        for (int sum = 0; sum < REFBN_SUMS; sum++)
+            if (refbn_has_sum(sum, band->moments, g, u)) {
+                __builtin_memset(totals->hi[sum], 0, sizeof(double) * lanes);
+                __builtin_memset(totals->lo[sum], 0, sizeof(double) * lanes);
+            }
+        __builtin_memset(totals->square, 0, sizeof totals->square);
+        if (band[k].s.sums == REFBN_BIASED)
+            refbn_choose_limits(job, unit, &band[k].s, wanted, first < last ? first : 0, totals);
+    }
     refbn_buffers buffers;
-    const int columns = refbn_columns(unit);
-    totals->inexact = 0;
-    for (int k = 0; k < REFBN_SUMS; k++)
-        if (refbn_has_sum(k, moments, g, u)) {
-            __builtin_memset(totals->hi[k], 0, sizeof(double) * (size_t)columns);
-            __builtin_memset(totals->lo[k], 0, sizeof(double) * (size_t)columns);
+    for (ptrdiff_t index = first; index < last; index++)
+        for (int turn = 0; turn < refbn_turns(&band->unit); turn++) {
+            for (int which = 0; which < 3 && units == 1; which++)
+                if (which == 0 || wanted[which])
+                    refbn_prefetch_next(job, &band->unit, turn, index, last, refbn_input(job->call, which), 0);
+            const refbn_tile tile = refbn_tile_at(job->call, &band->unit, index);
+            for (refbn_tile rest = tile; rest.count > 0;) {
+                const int part = by_groups && rest.count < tile.count ? 0 : REFBN_FIRST;
+                const refbn_tile piece = refbn_next_strip(job->call, &band->unit, &rest);
+                for (int k = 0; k < units; k++) {
+                    const refbn_turn at = refbn_turn_at(&band[k].unit, turn);
+                    refbn_tile own_tile = tile, own = piece;
+                    own_tile.columns = own.columns = refbn_columns(&at.unit);
+                    refbn_sum_piece(job, &band[k], &at, own_tile, own,
+                                    part | (by_groups && rest.count > 0 ? 0 : REFBN_LAST), wanted, &buffers);
+                }
+            }
         }
-    ptrdiff_t index, last;
-    for (refbn_share(job, unit, &index, &last); index < last; index++) {
-        const refbn_tile tile = refbn_tile_at(job->call, unit, index);
-        for (int which = 0; which < 3; which++)
-            if (which == 0 || (which == 1 ? g : u))
-                refbn_prefetch_next(job, unit, index, last, refbn_input(job->call, which), 0);
-        for (refbn_tile rest = tile; rest.count > 0;) {
-            const refbn_tile piece = refbn_next_piece(job->call, unit, &rest);
-            refbn_rows in[3];
-            in[0] = in[1] = in[2] = refbn_part(job, unit, piece, 0, s, buffers.of[0]);
-            if (g)
-                in[1] = refbn_part(job, unit, piece, 1, s, buffers.of[1]);
-            if (u)
-                in[2] = refbn_part(job, unit, piece, 2, s, buffers.of[2]);
-            refbn_sum_tile(s->mode, in, piece, s->pivot, totals, moments, g, u);
-        }
-    }
     refbn_meet(job);
-    refbn_collect(job, unit, s, moments, g, u);
+    for (int k = 0; k < units; k++)
+        refbn_collect(job, &band[k].unit, band[k].totals, &band[k].s, band->moments, g, u);
     refbn_meet(job); /* before the totals are used again */
 }
 
-/* Take the pivot and the sums of x from the state, if every group's are good enough. */
+/* Take what is known of x from the state, if every group's is good enough. */
 static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solution *s)
 {
     if (s->scaled)
         return 0;
-    const double *rows = job->call->state + unit->group * REFBN_STATE_SIZE;
-    for (int lane = 0; lane < unit->groups; lane++) {
-        const double rung = rows[lane * REFBN_STATE_SIZE + REFBN_STATE_RUNG];
-        if (rung < (s->twofold ? REFBN_TWOFOLD : REFBN_PLAIN) || rung > REFBN_TWOFOLD)
+    const double *row = job->call->state + unit->group * REFBN_STATE_SIZE;
+    for (int lane = 0; lane < unit->groups; lane++)
+        if (row[lane * REFBN_STATE_SIZE + REFBN_STATE_RUNG] > REFBN_TWOFOLD)
             return 0;
-    }
     s->dispensable[0] = 1;
-    for (int lane = 0; lane < refbn_columns(unit); lane++) {
-        const double *row = rows + (lane < unit->groups ? lane : 0) * REFBN_STATE_SIZE;
+    for (int lane = 0; lane < unit->groups; lane++, row += REFBN_STATE_SIZE) {
         s->pivot[0][lane] = row[REFBN_STATE_PIVOT];
+        s->largest[0][lane] = row[REFBN_STATE_LARGEST];
         s->dispensable[0] &= row[REFBN_STATE_PIVOT] == 0.0;
         for (int k = 0; k < 2; k++) {
             const double *sum = row + REFBN_STATE_SUM + 3 * k;
@@ -367,17 +473,24 @@ static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solu
             s->sum[REFBN_T + k].err[lane] = sum[2];
         }
     }
+    for (int lane = unit->groups; lane < refbn_lanes(unit); lane++)
+        for (int k = 0; k < 2; k++)
+            s->sum[REFBN_T + k].hi[lane] = s->sum[REFBN_T + k].lo[lane] = s->sum[REFBN_T + k].err[lane] = 0.0;
     return 1;
 }
 
+/* Keep what the derivatives want to know. A group with which binary64 could do nothing is to begin with the
+ * next rung. */
 static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s, int rung)
 {
     for (int lane = 0; lane < unit->groups; lane++) {
         double *row = job->call->state + (unit->group + lane) * REFBN_STATE_SIZE;
-        row[REFBN_STATE_RUNG] = rung;
+        const int hopeless = s->twofold && !s->narrow && (s->hopeless[REFBN_TO_Y] >> lane & 1);
+        row[REFBN_STATE_RUNG] = hopeless ? REFBN_SCALED : rung;
         row[REFBN_STATE_COUNT] = s->count;
         row[REFBN_STATE_EPS] = s->eps;
         row[REFBN_STATE_PIVOT] = s->pivot[0][lane];
+        row[REFBN_STATE_LARGEST] = s->largest[0][lane];
         for (int k = 0; k < 2; k++) {
             double *sum = row + REFBN_STATE_SUM + 3 * k;
             sum[0] = s->sum[REFBN_T + k].hi[lane];
@@ -385,6 +498,81 @@ static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn
             sum[2] = s->sum[REFBN_T + k].err[lane];
         }
     }
+}
+
+/* With frozen statistics: from sums of x to sums of x - mean. */
+static void refbn_move_pivots(refbn_solution *s, int lanes, int g, int u)
+{
+    for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
+        const refbn_v mean = refbn_load(s->parameter[REFBN_MEAN] + lane);
+        const refbn_ball pivot = refbn_exactly(mean), t = refbn_sum(s, REFBN_T, lane);
+        const refbn_ball moved = refbn_sub(t, refbn_mul(refbn_exactly(refbn_splat(s->count)), pivot));
+        const refbn_ball tt = refbn_sub(refbn_sum(s, REFBN_TT, lane), refbn_mul(pivot, refbn_add(t, moved)));
+        refbn_balls_set(&s->sum[REFBN_T], lane, moved);
+        refbn_balls_set(&s->sum[REFBN_TT], lane, tt);
+        if (g)
+            refbn_balls_set(&s->sum[REFBN_GT], lane,
+                            refbn_sub(refbn_sum(s, REFBN_GT, lane), refbn_mul(pivot, refbn_sum(s, REFBN_G, lane))));
+        if (u)
+            refbn_balls_set(&s->sum[REFBN_UT], lane,
+                            refbn_sub(refbn_sum(s, REFBN_UT, lane), refbn_mul(pivot, refbn_sum(s, REFBN_U, lane))));
+        refbn_store(s->pivot[0] + lane, mean);
+        refbn_store(s->largest[0] + lane, refbn_load(s->largest[0] + lane) + refbn_abs(mean));
+    }
+}
+
+/* Whether a tensor of some group is so far from 0 that its sums about 0 tell too little of what varies. */
+static int refbn_is_far(const refbn_solution *s, int groups, int sum, int square)
+{
+    const double part = s->narrow ? 0x1p-16 : 0x1p-10;
+    int far = 0;
+    for (int lane = 0; lane < groups; lane++) {
+        const double mean = s->sum[sum].hi[lane] / s->count, mean_square = s->sum[square].hi[lane] / s->count;
+        far |= !(mean_square - mean * mean >= part * mean_square);
+    }
+    return far;
+}
+
+/* Whether what was summed about 0 should have been summed about pivots. */
+static int refbn_should_center(const refbn_traits *is, refbn_ascent *of)
+{
+    refbn_solution *s = &of->s;
+    const int groups = of->unit.groups;
+    if (!is->frozen)
+        return refbn_is_far(s, groups, REFBN_T, REFBN_TT) || (is->g && refbn_is_far(s, groups, REFBN_G, REFBN_GG)) ||
+               (is->u && refbn_is_far(s, groups, REFBN_U, REFBN_UU));
+    const refbn_balls before = s->sum[REFBN_TT];
+    refbn_move_pivots(s, refbn_lanes(&of->unit), is->g, is->u);
+    int far = 0;
+    for (int lane = 0; lane < groups; lane++)
+        far |= !(s->sum[REFBN_TT].hi[lane] >= 0x1p-10 * before.hi[lane]);
+    return far;
+}
+
+/* All sums that the pass needs of the units of a band. About 0 and from a bias on where a unit's tensors allow it;
+ * else about pivots, as are those of a unit of which its sums show that it needs them. */
+static void refbn_make_sums(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units)
+{
+    int moments = 0, about_0[REFBN_BAND];
+    for (int k = 0; k < units; k++)
+        moments |= is->frozen || job->pass == REFBN_FORWARD || !refbn_recall(job, &band[k].unit, &band[k].s);
+    for (int k = 0; k < units; k++) {
+        refbn_solution *s = &band[k].s;
+        band[k].moments = moments;
+        about_0[k] = !s->scaled && s->dispensable[0] && (!is->g || s->dispensable[1]) && (!is->u || s->dispensable[2]);
+        s->sums = !about_0[k] ? REFBN_CENTERED : s->narrow || REFBN_FUSED ? REFBN_BIASED : REFBN_DIRECT;
+        if (about_0[k]) {
+            __builtin_memcpy(band[k].pivots, s->pivot, sizeof s->pivot);
+            __builtin_memset(s->pivot, 0, sizeof s->pivot);
+        }
+    }
+    refbn_sweep_sums(job, band, units, is->g, is->u);
+    for (int k = 0; k < units; k++)
+        if (about_0[k] && refbn_should_center(is, &band[k])) {
+            __builtin_memcpy(band[k].s.pivot, band[k].pivots, sizeof band[k].pivots);
+            band[k].s.sums = REFBN_CENTERED;
+            refbn_sweep_sums(job, &band[k], 1, is->g, is->u);
+        }
 }
 
 /* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether that is
@@ -399,24 +587,24 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
         if (which == 1 ? !is->g : which == 2 ? !is->u : 0)
             continue;
         double largest[REFBN_LANES] = {0}, differs[REFBN_LANES] = {0}, buffer[REFBN_BLOCK];
-        for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
-            const refbn_tile tile = refbn_tile_at(call, unit, index);
-            const refbn_rows rows = refbn_read(call, unit, tile, refbn_input(call, which), REFBN_F64, NULL,
-                                               s->pivot[which], buffer);
-            for (int row = 0; row < tile.rows; row++)
-                for (int lane = 0; lane < tile.columns; lane++) {
-                    const double value =
-                        ((const double *)(const void *)(rows.data + row * rows.stride))[lane];
-                    const double magnitude = value < 0.0 ? -value : value;
-                    largest[lane] = magnitude <= largest[lane] ? largest[lane] : magnitude; /* keeps a NaN */
-                    differs[lane] += value != s->pivot[which][lane];
-                }
-        }
-        if (!unit->by_groups)
-            for (int lane = 1; lane < REFBN_ROW; lane++) {
-                largest[0] = largest[lane] <= largest[0] ? largest[0] : largest[lane];
-                differs[0] += differs[lane];
+        for (int turn = 0; turn < refbn_turns(unit); turn++) {
+            const refbn_turn at = refbn_turn_at(unit, turn);
+            for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
+                const refbn_tile tile = refbn_tile_at(call, unit, index);
+                const refbn_rows rows = refbn_read(call, &at.unit, tile, refbn_input(call, which), REFBN_F64, NULL,
+                                                   s->pivot[which] + at.lane, buffer);
+                for (int row = 0; row < tile.rows; row++)
+                    for (int column = 0; column < tile.columns; column++) {
+                        const int lane = unit->by_groups ? column : at.lane;
+                        const double value =
+                            ((const double *)(const void *)(rows.data + row * rows.stride))[column];
+                        const double magnitude = value < 0.0 ? -value : value;
+                        if (!(magnitude <= largest[lane]) && largest[lane] == largest[lane]) /* a NaN stays */
+                            largest[lane] = magnitude;
+                        differs[lane] += value != s->pivot[which][lane];
+                    }
             }
+        }
         for (int lane = 0; lane < unit->groups; lane++) {
             const double root = which == 0 ? REFBN_SQRT(s->eps) : 0.0;
             const refbn_bits most = {largest[lane] < root ? root : largest[lane]};
@@ -436,10 +624,8 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
             s->pivot[which][lane] = scaled;
         }
         for (int lane = unit->groups; lane < REFBN_LANES; lane++) {
-            const int like = unit->by_groups ? lane : 0;
-            s->exponent[which][lane] = unit->by_groups ? 0.0 : s->exponent[which][0];
-            s->constant[which][lane] = unit->by_groups ? 1.0 : s->constant[which][0];
-            s->pivot[which][lane] = s->pivot[which][like];
+            s->exponent[which][lane] = 0.0;
+            s->constant[which][lane] = 1.0;
         }
     }
     return finite;
@@ -531,11 +717,6 @@ static uint64_t refbn_settle_sums(const refbn_job *job, const refbn_unit *unit, 
     return undecided;
 }
 
-/* Which groups' vector results are still open, a bit for each. */
-typedef struct {
-    uint64_t of[REFBN_VECTORS];
-} refbn_open;
-
 /* Write what is open, and leave open what is undecided; returns the bits of all groups with something open.
  */
 static uint64_t refbn_write_vectors(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
@@ -573,122 +754,156 @@ static const refbn_tensor *refbn_tensor_output(const refbn_call *call, int which
     return which == REFBN_TO_Y ? &call->y : &call->dx;
 }
 
-/* By elements, one group's coefficients in every lane. */
-static void refbn_spread(refbn_solution *s, int which)
-{
-    refbn_combination *of = &s->tensor[which];
-    for (int k = 0; k < of->terms; k++)
-        for (int lane = 1; lane < REFBN_ROW; lane++)
-            s->center[of->tensor[k]][lane] = s->center[of->tensor[k]][0];
-    for (int k = 0; k < 4; k++)
-        for (int lane = 1; lane < REFBN_ROW; lane++) {
-            of->hi[k][lane] = of->hi[k][0];
-            of->lo[k][lane] = of->lo[k][0];
-            of->bound[k][lane] = of->bound[k][0];
-        }
-}
+/* What combining a piece of a tile asks for. */
+typedef struct {
+    const refbn_job *job;
+    const refbn_solution *s;
+    refbn_turn turn;
+    refbn_tile piece;
+    refbn_rows in[3]; /* as far as they have been read */
+    refbn_buffers buffers;
+} refbn_work;
 
-/* One output of one tile, both ends of each enclosure in `ends`. */
-static uint64_t refbn_enclose(const refbn_job *job, const refbn_unit *unit, refbn_tile tile,
-                              const refbn_solution *s, int which, int odd, refbn_rows out, refbn_ends *ends,
-                              refbn_rows *in, refbn_buffers *buffers)
+/* The tensors of one output's combination, in the order of its terms. */
+static void refbn_take_inputs(refbn_work *work, const refbn_combination *of, refbn_rows *used)
 {
-    const refbn_combination *of = &s->tensor[which];
-    refbn_rows used[3];
-    double pivots[3][REFBN_LANES];
+    const int format = work->s->twofold ? REFBN_F64 : REFBN_F32;
     for (int k = 0; k < of->terms; k++) {
         const int tensor = of->tensor[k];
-        if (!in[tensor].data)
-            in[tensor] = refbn_part(job, unit, tile, tensor, s, buffers->of[tensor]);
-        used[k] = in[tensor];
-        __builtin_memcpy(pivots[k], s->center[tensor], sizeof(double) * (size_t)tile.columns);
+        if (!work->in[tensor].data)
+            work->in[tensor] = refbn_part(work->job, &work->turn, work->piece, tensor, format, work->s,
+                                          work->buffers.of[tensor]);
+        used[k] = work->in[tensor];
     }
-    return refbn_combine_tile(s->mode, used, tile, of, (const double (*)[REFBN_LANES])pivots, out, ends,
-                              s->scaled || refbn_traits_of(job->pass).frozen, odd);
 }
 
-/* Bits of the lanes with an undecided element. */
-static uint64_t refbn_write_tensor(const refbn_job *job, const refbn_unit *unit, refbn_tile tile,
-                                   const refbn_solution *s, int which, refbn_rows *in, refbn_buffers *buffers)
+/* One output of a piece, both ends of each enclosure in `ends` unless that is NULL. */
+static uint64_t refbn_enclose(refbn_work *work, int which, int odd, refbn_rows out, refbn_ends *ends)
 {
+    const refbn_solution *s = work->s;
+    refbn_rows used[3];
+    refbn_take_inputs(work, &s->tensor[which], used);
+    return refbn_combine_tile(s->twofold, s->sums != REFBN_CENTERED && !refbn_traits_of(s->pass).frozen, used,
+                              work->piece, &s->tensor[which], s->center, work->turn.lane,
+                              work->turn.unit.by_groups, out, ends,
+                              s->scaled || refbn_traits_of(s->pass).frozen, odd);
+}
+
+/* The same from a bias on, in the output's own format. */
+static uint64_t refbn_combine_from_bias(refbn_work *work, int which, refbn_rows out, int stream)
+{
+    const refbn_solution *s = work->s;
+    const int terms = s->tensor[which].terms, lane = work->turn.lane, by_groups = work->turn.unit.by_groups;
+    refbn_rows used[3];
+    refbn_take_inputs(work, &s->tensor[which], used);
+    return s->twofold ? refbn_combine_tile_biased_f64(used, work->piece, &s->biased_f64[which], lane, out, terms,
+                                                      by_groups, stream)
+                      : refbn_combine_tile_biased_f32(used, work->piece, &s->biased_f32[which], lane, out, terms,
+                                                      by_groups, stream);
+}
+
+/* How often combining from a bias on was tried in a sweep, and left something undecided. */
+typedef struct {
+    int64_t tried, failed;
+} refbn_trials;
+
+/* Bits of the lanes with an undecided element, counted from the turn's first lane. */
+static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *trials)
+{
+    const refbn_job *job = work->job;
+    const refbn_solution *s = work->s;
+    const refbn_unit *unit = &work->turn.unit;
     const refbn_tensor *output = refbn_tensor_output(job->call, which);
     const int own = s->twofold ? REFBN_F64 : REFBN_F32;
     double encoded[REFBN_BLOCK];
     refbn_rows out;
     if (output->format == own) {
-        const int placed = refbn_in_place(job->call, unit, tile, output, own, &out);
+        const int placed = refbn_in_place(job->call, unit, work->piece, output, own, &out);
         if (!placed)
-            out = (refbn_rows){(char *)encoded, (ptrdiff_t)tile.columns * refbn_size(own)};
-        const uint64_t undecided =
-            refbn_enclose(job, unit, tile, s, which, 0, out, NULL, in, buffers) | s->hopeless[which];
+            out = (refbn_rows){(char *)encoded, (ptrdiff_t)work->piece.columns * refbn_size(own)};
+        const uint64_t every = refbn_every(unit);
+        uint64_t undecided = every;
+        if ((s->biased[which] >> work->turn.lane & every) == every && trials->failed * 4 <= trials->tried + 8) {
+            undecided &= refbn_combine_from_bias(work, which, out, placed && output->stream);
+            trials->tried++;
+            trials->failed += undecided != 0;
+        }
+        if (undecided)
+            undecided = refbn_enclose(work, which, 0, out, NULL) | s->hopeless[which] >> work->turn.lane;
         if (!placed)
-            refbn_write_tile(job->call, unit, tile, output, encoded);
+            refbn_write_tile(job->call, unit, work->piece, output, encoded);
         return undecided;
     }
     refbn_ends ends;
     uint64_t undecided =
-        refbn_enclose(job, unit, tile, s, which, s->twofold, (refbn_rows){0}, &ends, in, buffers);
+        refbn_enclose(work, which, s->twofold, (refbn_rows){0}, &ends) | s->hopeless[which] >> work->turn.lane;
     const int size = refbn_size(output->format);
-    for (int k = 0; k < tile.rows * tile.columns; k++) {
+    for (int k = 0; k < work->piece.rows * work->piece.columns; k++) {
         refbn_put(output->format, (char *)encoded + k * size, ends.low[k] + 0.0);
         if (!refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format))
-            undecided |= (uint64_t)1 << k % tile.columns;
+            undecided |= unit->by_groups ? (uint64_t)1 << k % work->piece.columns : 1;
     }
-    refbn_write_tile(job->call, unit, tile, output, encoded);
+    refbn_write_tile(job->call, unit, work->piece, output, encoded);
     return undecided;
 }
 
-static int64_t refbn_count_undecided(const refbn_job *job, const refbn_unit *unit, refbn_tile tile,
-                                     const refbn_solution *s, int which)
+static int64_t refbn_count_undecided(refbn_work *work, int which)
 {
-    refbn_buffers buffers;
+    const refbn_unit *unit = &work->turn.unit;
+    const refbn_tile piece = work->piece;
     refbn_ends ends;
-    refbn_rows in[3] = {{0}};
-    const int format = refbn_tensor_output(job->call, which)->format;
-    refbn_enclose(job, unit, tile, s, which, s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends, in,
-                  &buffers);
+    const int format = refbn_tensor_output(work->job->call, which)->format;
+    refbn_enclose(work, which, work->s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends);
     int64_t count = 0;
-    for (int k = 0; k < tile.rows * tile.columns; k++) {
-        const int inside = unit->by_groups ? k % tile.columns < unit->groups : k < tile.count;
+    for (int k = 0; k < piece.rows * piece.columns; k++) {
+        const int inside = unit->by_groups ? k % piece.columns < unit->groups : k < piece.count;
         count += inside && !refbn_alike(ends.low[k] + 0.0, ends.high[k], format);
     }
     return count;
 }
 
-/* Combine every flagged tile; flags are replaced by bits of the lanes that are still undecided. Returns their
- * union. */
-static uint64_t refbn_sweep_combine(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
-                                    const refbn_solution *s, uint64_t *flags, refbn_pending *pending)
+/* Combine every flagged tile of the units of a band; flags are replaced by bits of the groups that are still
+ * undecided, and their union is added to `undecided`. */
+static void refbn_sweep_combine(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units)
 {
-    pending->elements = 0;
-    const uint64_t every = refbn_every(unit);
-    uint64_t all = 0;
+    refbn_trials trials[REFBN_TENSORS] = {{0, 0}};
+    refbn_work work = {.job = job};
     ptrdiff_t index, last;
-    for (refbn_share(job, unit, &index, &last); index < last; index++) {
-        if (!flags[index])
-            continue;
-        const refbn_tile tile = refbn_tile_at(job->call, unit, index);
-        refbn_buffers buffers;
-        uint64_t undecided = 0;
-        for (int which = 0; which < REFBN_TENSORS; which++)
-            if (is->tensors >> which & 1)
-                refbn_prefetch_next(job, unit, index, last, refbn_tensor_output(job->call, which), 1);
-        for (refbn_tile rest = tile; rest.count > 0;) {
-            const refbn_tile piece = refbn_next_piece(job->call, unit, &rest);
-            refbn_rows in[3] = {{0}};
-            for (int which = 0; which < REFBN_TENSORS; which++) {
-                if (!(is->tensors >> which & 1))
-                    continue;
-                const uint64_t bad = refbn_write_tensor(job, unit, piece, s, which, in, &buffers);
-                if (bad && job->call->decided)
-                    pending->elements += refbn_count_undecided(job, unit, piece, s, which);
-                undecided |= bad;
+    for (int k = 0; k < units; k++)
+        band[k].pending.elements = 0;
+    for (refbn_share(job, &band->unit, &index, &last); index < last; index++) {
+        uint64_t undecided[REFBN_BAND] = {0};
+        for (int turn = 0; turn < refbn_turns(&band->unit); turn++) {
+            for (int which = 0; which < REFBN_TENSORS && units == 1; which++)
+                if (is->tensors >> which & 1 && !refbn_tensor_output(job->call, which)->stream)
+                    refbn_prefetch_next(job, &band->unit, turn, index, last, refbn_tensor_output(job->call, which), 1);
+            for (refbn_tile rest = refbn_tile_at(job->call, &band->unit, index); rest.count > 0;) {
+                const refbn_tile piece = refbn_next_strip(job->call, &band->unit, &rest);
+                for (int k = 0; k < units; k++) {
+                    work.s = &band[k].s;
+                    work.turn = refbn_turn_at(&band[k].unit, turn);
+                    work.piece = piece;
+                    work.piece.columns = refbn_columns(&work.turn.unit);
+                    const uint64_t every = refbn_every(&work.turn.unit);
+                    if (!(band[k].flags[index] >> work.turn.lane & every))
+                        continue;
+                    work.in[0] = work.in[1] = work.in[2] = (refbn_rows){0};
+                    for (int which = 0; which < REFBN_TENSORS; which++) {
+                        if (!(is->tensors >> which & 1))
+                            continue;
+                        const uint64_t bad = refbn_write_tensor(&work, which, &trials[which]) & every;
+                        if (bad && job->call->decided)
+                            band[k].pending.elements += refbn_count_undecided(&work, which);
+                        undecided[k] |= bad << work.turn.lane;
+                    }
+                }
             }
         }
-        flags[index] = unit->by_groups ? undecided & every : undecided != 0;
-        all |= flags[index];
+        for (int k = 0; k < units; k++) {
+            band[k].flags[index] = undecided[k];
+            band[k].undecided |= undecided[k];
+        }
     }
-    return all;
 }
 
 /* ---- the last rung ---- */
@@ -829,11 +1044,9 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
             uint64_t code[REFBN_BLOCK];
             int n = 0;
             if (solved && !hard[which]) {
-                refbn_buffers buffers;
+                refbn_work work = {.job = job, .s = s, .turn = {*unit, 0}, .piece = tile};
                 refbn_ends ends;
-                refbn_rows in[3] = {{0}};
-                refbn_enclose(job, unit, tile, s, which, output->format != REFBN_F64, (refbn_rows){0}, &ends,
-                              in, &buffers);
+                refbn_enclose(&work, which, output->format != REFBN_F64, (refbn_rows){0}, &ends);
                 for (int k = 0; k < tile.count; k++) {
                     left[n] = (uint16_t)k;
                     n += !refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format);
@@ -854,22 +1067,23 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
 
 /* ---- the ladder ---- */
 
-static uint64_t refbn_agree(refbn_job *job, uint64_t mask)
+/* What any member left undecided is undecided. */
+static void refbn_agree(refbn_job *job, refbn_ascent *band, int units)
 {
     if (job->team->size == 1)
-        return mask;
-    uint64_t *masks = job->masks, all = 0;
-    masks[job->team->rank] = mask;
+        return;
+    for (int k = 0; k < units; k++)
+        band[k].masks[job->team->rank] = band[k].undecided;
     refbn_meet(job);
-    for (int rank = 0; rank < job->team->size; rank++)
-        all |= masks[rank];
+    for (int k = 0; k < units; k++)
+        for (int rank = 0; rank < job->team->size; rank++)
+            band[k].undecided |= band[k].masks[rank];
     refbn_meet(job);
-    return all;
 }
 
 static int refbn_first_rung(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is)
 {
-    if (!is->frozen && job->pass != REFBN_FORWARD && !unit->by_groups &&
+    if (!is->frozen && job->pass != REFBN_FORWARD && !unit->by_groups && unit->groups == 1 &&
         job->call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_RUNG] > REFBN_TWOFOLD)
         return job->pass == REFBN_RUNNING_UPDATE ? REFBN_EXACT : REFBN_SCALED;
     return job->narrow ? REFBN_PLAIN : REFBN_TWOFOLD;
@@ -884,110 +1098,104 @@ static void refbn_pass_on(refbn_job *job, const refbn_pending *pending, int from
     job->decided[1][to - 1] += pending->vectors;
 }
 
-/* How sums and combinations are made. In DIRECT mode the pivots become 0. Where few elements are summed,
- * plain sums seldom leave anything undecided, and it costs little if they do. */
-static int refbn_mode(refbn_solution *s, const refbn_traits *is)
+/* What a solution has from the call. */
+static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_ascent *ascent)
 {
-    enum { FEW = 2048 };
-    if (!s->twofold)
-        return s->count <= FEW && !(is->g && is->u) ? REFBN_QUICK : REFBN_CAREFUL;
-    for (int which = 0; which < 3; which++)
-        if (s->scaled || !s->dispensable[which])
-            return REFBN_CENTERED;
-    for (int which = 0; which < 3; which++)
-        for (int lane = 0; lane < REFBN_LANES; lane++)
-            s->pivot[which][lane] = 0.0;
-    return REFBN_DIRECT;
+    const refbn_call *call = job->call;
+    const double *row = call->state + ascent->unit.group * REFBN_STATE_SIZE;
+    refbn_solution *s = &ascent->s;
+    const int first = job->pass == REFBN_FORWARD || job->pass == REFBN_INFERENCE;
+    s->pass = job->pass;
+    s->narrow = job->narrow;
+    s->sums = REFBN_CENTERED;
+    s->count = job->pass == REFBN_RUNNING_UPDATE ? row[REFBN_STATE_COUNT] : (double)call->geometry.count;
+    s->eps = first ? call->eps : row[REFBN_STATE_EPS];
+    s->unbiased = call->unbiased;
+    __builtin_memcpy(s->weight[0], call->weight_new, sizeof s->weight[0]);
+    __builtin_memcpy(s->weight[1], call->weight_old, sizeof s->weight[1]);
+    ascent->summed = ascent->solved = 0;
+    refbn_fill_parameters(job, &ascent->unit, is, s);
 }
 
-/* From `rung` on, what is flagged. */
-static void refbn_climb(refbn_job *job, const refbn_unit *unit, int rung, refbn_open *open, uint64_t *flags)
+/* One rung of the ladder, for the units of a band. Returns whether there is such a rung for them. */
+static int refbn_step(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units, int rung)
+{
+    for (int k = 0; k < units; k++) {
+        refbn_solution *s = &band[k].s;
+        s->twofold = rung >= REFBN_TWOFOLD;
+        s->scaled = rung == REFBN_SCALED;
+        if (band->summed && !s->scaled)
+            continue;
+        refbn_fill_pivots(job, &band[k].unit, is, s);
+        band[k].solved &= !s->scaled; /* what was solved before is no longer to be used */
+        if (s->scaled && !refbn_choose_scales(job, &band[k].unit, is, s))
+            return 0; /* only one unit comes to this rung at a time */
+    }
+    if (is->sums && (!band->summed || rung == REFBN_SCALED))
+        refbn_make_sums(job, is, band, units);
+    for (int k = 0; k < units; k++) {
+        refbn_ascent *of = &band[k];
+        of->summed = of->solved = 1;
+        refbn_solve(&of->s, refbn_lanes(&of->unit));
+        of->undecided = refbn_write_vectors(job, &of->unit, is, &of->s, &of->open, &of->pending);
+        for (int which = 0; which < REFBN_TENSORS; which++)
+            if (is->tensors >> which & 1)
+                of->s.hopeless[which] = refbn_hopeless(&of->s.tensor[which], of->unit.groups);
+        if (job->pass == REFBN_FORWARD && job->team->rank == 0 && rung != REFBN_SCALED)
+            refbn_save(job, &of->unit, &of->s, rung);
+    }
+    refbn_sweep_combine(job, is, band, units);
+    refbn_agree(job, band, units);
+    return 1;
+}
+
+/* From `rung` on, what is flagged of one unit; `done`: that rung was taken already. `spare` is room for one group that
+ * goes on alone. */
+static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done, refbn_ascent *spare)
 {
     const refbn_traits traits = refbn_traits_of(job->pass), *is = &traits;
-    refbn_call *call = job->call;
-    refbn_solution s;
-    s.pass = job->pass;
-    s.narrow = job->narrow;
-    s.count = (double)call->geometry.count;
-    s.eps = job->pass == REFBN_FORWARD || job->pass == REFBN_INFERENCE
-                ? call->eps
-                : call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_EPS];
-    if (job->pass == REFBN_RUNNING_UPDATE)
-        s.count = call->state[unit->group * REFBN_STATE_SIZE + REFBN_STATE_COUNT];
-    s.unbiased = call->unbiased;
-    s.twofold_sums = 0;
-    __builtin_memcpy(s.weight[0], call->weight_new, sizeof s.weight[0]);
-    __builtin_memcpy(s.weight[1], call->weight_old, sizeof s.weight[1]);
-    refbn_fill_parameters(job, unit, is, &s);
+    const refbn_unit *unit = &ascent->unit;
     const int last =
         is->frozen || job->narrow || job->pass == REFBN_RUNNING_UPDATE ? REFBN_TWOFOLD : REFBN_SCALED;
-    refbn_pending pending = {0, 0};
-    uint64_t undecided = 0;
-    int solved = 0;
-    for (; rung <= last; rung++) {
-        s.twofold = rung >= REFBN_TWOFOLD;
-        s.scaled = rung == REFBN_SCALED;
-        s.mode = s.twofold ? REFBN_CENTERED : REFBN_CAREFUL;
-        const int reuses_sums = is->sums && rung == REFBN_TWOFOLD && s.twofold_sums;
-        if (!reuses_sums) {
-            refbn_fill_pivots(job, unit, is, &s);
-            solved &= !s.scaled; /* what was solved before is no longer to be used */
-            if (s.scaled && !refbn_choose_scales(job, unit, is, &s))
-                break;
-        }
-        if (is->sums && !reuses_sums) {
-            const int second = is->g && is->u && !s.twofold; /* there sums are worth the effort: rungs.h */
-            const int moments =
-                is->frozen || job->pass == REFBN_FORWARD || second || !refbn_recall(job, unit, &s);
-            s.mode = refbn_mode(&s, is);
-            refbn_sweep_sums(job, unit, &s, moments, is->g, is->u);
-        }
-        refbn_solve(&s, refbn_lanes(unit));
-        solved = 1;
-        undecided = refbn_write_vectors(job, unit, is, &s, open, &pending);
-        if (job->pass == REFBN_FORWARD && job->team->rank == 0)
-            refbn_save(job, unit, &s, rung);
-        for (int which = 0; which < REFBN_TENSORS; which++)
-            if (is->tensors >> which & 1) {
-                if (!unit->by_groups)
-                    refbn_spread(&s, which);
-                s.hopeless[which] = refbn_hopeless(&s.tensor[which], unit->by_groups ? unit->groups : 1);
-            }
-        undecided |= refbn_sweep_combine(job, unit, is, &s, flags, &pending);
-        undecided = refbn_agree(job, undecided);
-        if (!undecided)
-            return;
-        if (unit->by_groups && rung == last)
+    const int together = unit->by_groups || unit->groups > 1;
+    for (; rung <= last; rung++, done = 0) {
+        if (!done && !refbn_step(job, is, ascent, 1, rung))
             break;
-        refbn_pass_on(job, &pending, rung, rung == last ? REFBN_EXACT : rung + 1);
-        if (unit->by_groups && __builtin_popcountll(undecided) <= 8)
+        if (!ascent->undecided)
+            return;
+        if (together && rung == last)
+            break;
+        refbn_pass_on(job, &ascent->pending, rung, rung == last ? REFBN_EXACT : rung + 1);
+        if (together && __builtin_popcountll(ascent->undecided) <= 8)
             break;
     }
-    if (!unit->by_groups) {
+    if (!together) {
         if (rung <= last)
-            refbn_pass_on(job, &pending, rung, REFBN_EXACT);
-        refbn_run_exact(job, unit, is, &s, open, flags, solved);
+            refbn_pass_on(job, &ascent->pending, rung, REFBN_EXACT);
+        refbn_run_exact(job, unit, is, &ascent->s, &ascent->open, ascent->flags, ascent->solved);
         return;
     }
     /* Each of the groups that need more goes on alone. */
-    const ptrdiff_t size = REFBN_TILE / REFBN_TILE_ROWS;
+    const ptrdiff_t all = refbn_tiles(job->call, unit), size = unit->by_groups ? REFBN_TILE / REFBN_ROWS : 1;
     for (int lane = 0; lane < unit->groups; lane++) {
-        if (!(undecided >> lane & 1))
+        if (!(ascent->undecided >> lane & 1))
             continue;
-        const refbn_unit alone = {unit->group + lane, 1, 0};
-        const ptrdiff_t all = refbn_tiles(call, unit);
-        uint64_t *own = flags + all;
+        spare->unit = (refbn_unit){unit->group + lane, 1, 0};
+        spare->totals = ascent->totals;
+        spare->masks = ascent->masks;
+        spare->flags = ascent->flags + all;
+        spare->pending = (refbn_pending){0, 0};
         ptrdiff_t index, end;
-        for (refbn_share(job, &alone, &index, &end); index < end; index++) {
-            own[index] = 0;
+        for (refbn_share(job, &spare->unit, &index, &end); index < end; index++) {
+            spare->flags[index] = 0;
             for (ptrdiff_t from = index * size; from < (index + 1) * size && from < all; from++)
-                own[index] |= flags[from] >> lane & 1;
+                spare->flags[index] |= ascent->flags[from] >> lane & 1;
         }
-        refbn_open own_open;
         for (int which = 0; which < REFBN_VECTORS; which++)
-            own_open.of[which] = open->of[which] >> lane & 1;
+            spare->open.of[which] = ascent->open.of[which] >> lane & 1;
         refbn_meet(job); /* whoever goes on to the next unit writes its flags */
-        refbn_climb(job, &alone, rung < last ? rung + 1 : last, &own_open, own);
+        refbn_begin(job, is, spare);
+        refbn_climb(job, spare, rung < last ? rung + 1 : last, 0, NULL);
     }
 }
 
@@ -1019,46 +1227,77 @@ static int refbn_is_narrow(const refbn_call *call)
 
 static ptrdiff_t refbn_units(const refbn_call *call)
 {
-    return call->by_groups ? (call->geometry.groups + REFBN_LANES - 1) / REFBN_LANES : call->geometry.groups;
+    return (call->geometry.groups + call->unit_groups - 1) / call->unit_groups;
 }
 
 static refbn_unit refbn_unit_at(const refbn_call *call, ptrdiff_t index)
 {
-    if (!call->by_groups)
-        return (refbn_unit){index, 1, 0};
-    const ptrdiff_t group = index * REFBN_LANES, left = call->geometry.groups - group;
-    return (refbn_unit){group, (int)(left < REFBN_LANES ? left : REFBN_LANES), 1};
+    const ptrdiff_t group = index * call->unit_groups, left = call->geometry.groups - group;
+    return (refbn_unit){group, (int)(left < call->unit_groups ? left : call->unit_groups), call->by_groups};
 }
 
 /* Flags of a unit's tiles, and of the tiles of one of its groups alone. */
 static ptrdiff_t refbn_flags(const refbn_call *call)
 {
-    return call->geometry.count / REFBN_TILE_ROWS + call->geometry.count / REFBN_TILE + 2;
+    return call->geometry.count / (call->by_groups ? (ptrdiff_t)REFBN_ROWS : (ptrdiff_t)REFBN_TILE) +
+           call->geometry.count / REFBN_TILE + 2;
 }
 
+/* Units of a band. */
+static int refbn_band(const refbn_call *call)
+{
+    return call->by_groups && refbn_units(call) > 1
+               ? (int)(refbn_units(call) < REFBN_BAND ? refbn_units(call) : REFBN_BAND)
+               : 1;
+}
+
+/* Numbers of flags and masks are rounded up, so that what follows lies well. */
+static size_t refbn_words(const refbn_call *call, int members)
+{
+    return ((size_t)refbn_flags(call) + (size_t)members + 7) / 8 * 8;
+}
+
+/* For each set of units that is worked on at a time: the members' totals, flags and masks; for each member: its
+ * view of them and a spare one. */
 static size_t refbn_scratch_size(const refbn_call *call, int members)
 {
-    return (size_t)members * (sizeof(refbn_totals) + sizeof(uint64_t) * (size_t)(1 + refbn_flags(call)));
+    const size_t band = (size_t)refbn_band(call);
+    const size_t shared = band * (sizeof(refbn_totals) + sizeof(uint64_t) * refbn_words(call, members));
+    return (size_t)members * (shared + (band + 1) * sizeof(refbn_ascent));
 }
 
-static void refbn_run_unit(refbn_job *job, ptrdiff_t index, uint64_t *flags)
+/* One band of units, `index` counted in bands. */
+static void refbn_run_band(refbn_job *job, ptrdiff_t index, refbn_ascent *ascents)
 {
-    const refbn_unit unit = refbn_unit_at(job->call, index);
+    const refbn_call *call = job->call;
     const refbn_traits is = refbn_traits_of(job->pass);
-    const int rung = refbn_first_rung(job, &unit, &is);
-    int64_t *elements = &job->decided[0][rung - 1], *vectors = &job->decided[1][rung - 1];
-    ptrdiff_t tile, last;
-    for (refbn_share(job, &unit, &tile, &last); tile < last; tile++) {
-        *elements += refbn_tile_at(job->call, &unit, tile).count * unit.groups *
-                     __builtin_popcount((unsigned)is.tensors);
-        flags[tile] = 1;
+    const int band = refbn_band(call);
+    const ptrdiff_t first = index * band, left = refbn_units(call) - first;
+    const int units = (int)(left < band ? left : band);
+    int rung = 0;
+    for (int k = 0; k < units; k++) {
+        refbn_ascent *of = &ascents[k];
+        of->unit = refbn_unit_at(call, first + k);
+        of->undecided = 0;
+        rung = refbn_first_rung(job, &of->unit, &is);
+        int64_t *elements = &job->decided[0][rung - 1], *vectors = &job->decided[1][rung - 1];
+        ptrdiff_t tile, last;
+        for (refbn_share(job, &of->unit, &tile, &last); tile < last; tile++) {
+            *elements += refbn_tile_at(call, &of->unit, tile).count * of->unit.groups *
+                         __builtin_popcount((unsigned)is.tensors);
+            of->flags[tile] = refbn_every(&of->unit);
+        }
+        if (job->team->rank == 0)
+            *vectors += of->unit.groups * __builtin_popcount((unsigned)is.vectors);
+        for (int which = 0; which < REFBN_VECTORS; which++)
+            of->open.of[which] = is.vectors >> which & 1 ? refbn_every(&of->unit) : 0;
+        refbn_begin(job, &is, of);
     }
-    if (job->team->rank == 0)
-        *vectors += unit.groups * __builtin_popcount((unsigned)is.vectors);
-    refbn_open open;
-    for (int which = 0; which < REFBN_VECTORS; which++)
-        open.of[which] = is.vectors >> which & 1 ? refbn_every(&unit) : 0;
-    refbn_climb(job, &unit, rung, &open, flags);
+    const int done = units > 1; /* a unit alone may begin anywhere */
+    if (done)
+        refbn_step(job, &is, ascents, units, rung);
+    for (int k = 0; k < units; k++)
+        refbn_climb(job, &ascents[k], rung, done, &ascents[band]);
 }
 
 static void refbn_clear(const refbn_call *call, const refbn_vector *vector)
@@ -1072,30 +1311,33 @@ static void refbn_clear(const refbn_call *call, const refbn_vector *vector)
  * members share each unit's tiles. */
 static void refbn_run(refbn_call *call, refbn_team *team)
 {
-    const int members = team->size;
-    refbn_totals *totals = call->scratch;
-    uint64_t *masks = (uint64_t *)(void *)(totals + members), *flags = masks + members;
+    const int members = team->size, band = refbn_band(call);
     refbn_team solo = {.rank = 0, .size = 1};
-    const ptrdiff_t units = refbn_units(call);
-    const int apart = members == 1 || units >= 4 * (ptrdiff_t)members;
+    const ptrdiff_t bands = (refbn_units(call) + band - 1) / band;
+    const int apart = members == 1 || bands >= 4 * (ptrdiff_t)members;
     refbn_job job = {.call = call,
                      .team = apart ? &solo : team,
-                     .totals = totals,
-                     .masks = masks,
                      .pass = call->pass,
                      .narrow = refbn_is_narrow(call)};
-    if (apart) {
-        job.totals += team->rank;
-        flags += team->rank * refbn_flags(call);
-        if (members == 1)
-            for (ptrdiff_t index = 0; index < units; index++)
-                refbn_run_unit(&job, index, flags);
-        else
-            for (ptrdiff_t index; (index = refbn_team_next(team)) < units;)
-                refbn_run_unit(&job, index, flags);
-    } else
-        for (ptrdiff_t index = 0; index < units; index++)
-            refbn_run_unit(&job, index, flags);
+    /* see refbn_scratch_size; apart, a member has totals of its own, else a part of all members' */
+    const size_t words = refbn_words(call, members);
+    refbn_totals *totals = call->scratch;
+    uint64_t *shared = (uint64_t *)(void *)(totals + members * band);
+    refbn_ascent *ascents =
+        (refbn_ascent *)(void *)(shared + (size_t)(members * band) * words) + team->rank * (band + 1);
+    for (int k = 0; k < band; k++) {
+        const int own = apart ? team->rank * band + k : k;
+        ascents[k].totals = totals + own * job.team->size;
+        ascents[k].masks = shared + (size_t)own * words;
+        ascents[k].flags = ascents[k].masks + members;
+    }
+    if (apart && members > 1)
+        for (ptrdiff_t index; (index = refbn_team_next(team)) < bands;)
+            refbn_run_band(&job, index, ascents);
+    else
+        for (ptrdiff_t index = 0; index < bands; index++)
+            refbn_run_band(&job, index, ascents);
+    refbn_stream_end();
     if (call->decided)
         for (int k = 0; k < 8; k++)
             __atomic_fetch_add(call->decided + k, job.decided[k / 4][k % 4], __ATOMIC_RELAXED);

@@ -56,12 +56,40 @@ static REFBN_INLINE refbn_vf refbn_narrow(refbn_v a)
 #endif
 }
 
+/* Twice as many binary32 numbers, side by side in the same registers. */
+typedef float refbn_w __attribute__((vector_size(8 * REFBN_WIDTH)));
+typedef int32_t refbn_wi __attribute__((vector_size(8 * REFBN_WIDTH)));
+typedef float refbn_w_in_memory __attribute__((vector_size(8 * REFBN_WIDTH), aligned(4), may_alias));
+
+/* The same number, of which the compiler no longer knows what it is. */
+static REFBN_INLINE refbn_v refbn_opaque(refbn_v a)
+{
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(a));
+#elif defined(__AVX2__)
+    __asm__("" : "+x"(a));
+#endif
+    return a;
+}
+
 static REFBN_INLINE refbn_v refbn_abs(refbn_v a) { return (refbn_v)((refbn_vi)a & INT64_MAX); }
 
 /* `a` where the mask is set, else `b` */
 static REFBN_INLINE refbn_v refbn_select(refbn_vi mask, refbn_v a, refbn_v b)
 {
     return (refbn_v)(((refbn_vi)a & mask) | ((refbn_vi)b & ~mask));
+}
+
+/* The larger one; NaN if either is. */
+static REFBN_INLINE refbn_v refbn_larger(refbn_v a, refbn_v b)
+{
+    return refbn_select((refbn_vi)(b <= a), a, refbn_select((refbn_vi)(a != a), a, b));
+}
+
+/* The largest power of two that is not above a > 0; 0 for 0 and for subnormal numbers. */
+static REFBN_INLINE refbn_v refbn_power_below(refbn_v a)
+{
+    return (refbn_v)((refbn_vi)a & ((int64_t)0x7ff << 52));
 }
 
 /* a | (b ^ c) */
@@ -96,7 +124,14 @@ static REFBN_INLINE refbn_v refbn_root(refbn_v a)
 #endif
 }
 
-/* a b + c, rounded once or twice */
+/* Whether refbn_multiply_add rounds once. */
+#if defined(__AVX512F__) || defined(__AVX2__)
+enum { REFBN_FUSED = 1 };
+#else
+enum { REFBN_FUSED = 0 };
+#endif
+
+/* a b + c, rounded once or, without REFBN_FUSED, twice */
 static REFBN_INLINE refbn_v refbn_multiply_add(refbn_v a, refbn_v b, refbn_v c)
 {
 #if defined(__AVX512F__)
@@ -105,6 +140,60 @@ static REFBN_INLINE refbn_v refbn_multiply_add(refbn_v a, refbn_v b, refbn_v c)
     return (refbn_v)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
     return a * b + c;
+#endif
+}
+
+static REFBN_INLINE refbn_w refbn_multiply_add_w(refbn_w a, refbn_w b, refbn_w c)
+{
+#if defined(__AVX512F__)
+    return (refbn_w)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (refbn_w)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* Both ends of the enclosures of biased.h, rounded. */
+static REFBN_INLINE refbn_v refbn_end(refbn_v hi, refbn_v tail, refbn_v one) { return refbn_multiply_add(tail, one, hi); }
+static REFBN_INLINE refbn_w refbn_end_w(refbn_w hi, refbn_w tail, refbn_w one)
+{
+    return refbn_multiply_add_w(tail, one, hi);
+}
+
+/* Past the caches, to an address that is a multiple of 16: for memory that will not be read soon. Another
+ * thread sees it after refbn_stream_end. */
+static REFBN_INLINE void refbn_stream(char *to, refbn_v a)
+{
+#if defined(__AVX512F__) || defined(__AVX2__)
+    double *const at = (double *)(void *)to;
+    const int whole = ((uintptr_t)to & (sizeof a - 1)) == 0;
+#if defined(__AVX512F__)
+    if (whole)
+        _mm512_stream_pd(at, (__m512d)a);
+    else {
+        _mm_stream_pd(at, _mm512_castpd512_pd128((__m512d)a));
+        _mm_stream_pd(at + 2, _mm512_extractf64x2_pd((__m512d)a, 1));
+        _mm_stream_pd(at + 4, _mm512_extractf64x2_pd((__m512d)a, 2));
+        _mm_stream_pd(at + 6, _mm512_extractf64x2_pd((__m512d)a, 3));
+    }
+#else
+    if (whole)
+        _mm256_stream_pd(at, (__m256d)a);
+    else {
+        _mm_stream_pd(at, _mm256_castpd256_pd128((__m256d)a));
+        _mm_stream_pd(at + 2, _mm256_extractf128_pd((__m256d)a, 1));
+    }
+#endif
+#else
+    *(refbn_v_in_memory *)(void *)to = a;
+#endif
+}
+
+static inline void refbn_stream_end(void)
+{
+#if defined(__AVX512F__) || defined(__AVX2__)
+    _mm_sfence();
 #endif
 }
 

@@ -30,6 +30,7 @@ typedef struct {
     int format;
     ptrdiff_t group_stride;
     ptrdiff_t stride[REFBN_MAX_NDIM];
+    int stream; /* set by the core: written past the caches */
 } refbn_tensor;
 
 typedef struct {
@@ -40,13 +41,14 @@ typedef struct {
 
 /* One row of the state per group: what the derivatives want to know of the forward. */
 enum {
-    REFBN_STATE_RUNG,  /* which rung of the ladder made the sums (kernels.c); 0 with frozen statistics */
+    REFBN_STATE_RUNG,  /* the rung of the ladder (kernels.c) to begin with; 0 with frozen statistics */
     REFBN_STATE_COUNT,
     REFBN_STATE_EPS,
     REFBN_STATE_PIVOT, /* what x is centered by; the mean, if that was given */
     REFBN_STATE_SUM,   /* of t = x - pivot, and of t^2: hi, lo and a bound of the error of each */
     REFBN_STATE_VAR = REFBN_STATE_SUM, /* the variance, if that was given */
-    REFBN_STATE_SIZE = REFBN_STATE_SUM + 6
+    REFBN_STATE_LARGEST = REFBN_STATE_SUM + 6, /* a bound of all |t| */
+    REFBN_STATE_SIZE
 };
 
 /* The passes, with what they read and write. Those with frozen statistics begin with INFERENCE.
@@ -94,7 +96,7 @@ typedef struct {
     double momentum[2];                         /* running_update: exactly, as a quotient of two numbers */
     double weight_new[3], weight_old[3];        /* running_update: hi, lo and a bound of the error */
     int weighs_new, unbiased;                   /* whose weight momentum is; var is scaled by m / (m - 1) */
-    int by_groups;                              /* set by the core: lanes are groups, not elements */
+    int by_groups, unit_groups;                 /* set by the core: sweep.h */
     void *scratch;                              /* as much as scratch_size says */
     int64_t *decided;                           /* adds up elements, then vector results, by rung; or NULL */
 } refbn_call;

@@ -7,19 +7,31 @@
  * Error bounds, with u = 2^-53, n = REFBN_ROWS = 32 the additions in a row's chain, S the sum of the
  * magnitudes of what is summed, W = |a0 t0| + |a1 t1| + |a2 t2| + |c|:
  *
- *  plain binary64 (narrow data, so that nothing overflows or underflows)
- *   sums    t is rounded (u), a product of two such once more (3u). Squares go through at most n - 1
- * additions: (n + 3) u S (1 + 2^-40) < 40 u S. All others are added with their errors (two_sum), which leaves
- *           2 n^2 u^2 S: 5 u S covers them.
- *   combine at most 6 roundings of partial results <= W (1 + 2^-40), u for each t, u |v| for v -+ e, hence 8
- * u W and the products with the coefficients' errors; 10 u covers it. double-double sums    t = (hi, lo)
- * exactly. A product (hi, lo) drops the product of the tails and rounds four tails: 10 u^2. In the chain
- * two_sum is exact; the tails, each <= u (S + 4 |t|), are added with at most n roundings of numbers <= 2 n u
- * S: (2 n^2 + 10) u^2 S < 2100 u^2 S. combine tails of a product: 10 u^2 |a t|; two_sum exact; adding the
- * tail (<= 4 u W) and to the sum of the tails (<= 16 u W): 20 u^2 W for each of three terms; the last l -+ e:
- * 16 u^2 W. 128 u^2 W covers all. totals   each addition to a total in two parts costs at most 4 u^2 times
- * its magnitude (ball.h, add), and 100 u^2 of a tile's own sum, whose tail is not normalised; the chains,
- * which need 700 u^2, leave that much.
+ *  biased sums (all pivots 0)
+ *   Every |x| of a chain is at most a power of two, L (likewise dy and x_dot), or the chain is not used.
+ *   It starts at 1.5 b with b = 128 L, or 128 L L' for a product. n terms of at most L change it by less than
+ *   b/2, so that it stays in b ... 2b, where numbers are 2 u b apart: the sum rounds to a multiple of that, the
+ *   difference d of successive sums is exact, and term - d, at most u b, is exact for a number and for a product
+ *   of two binary32 numbers. That of two binary64 numbers is rounded by the fused multiply-add: u^2 b for each.
+ *   These rests are added up with at most n roundings of numbers <= n u b. In all (n^2 + n) u^2 b = 1056 u^2 b
+ *   for a chain; what chain - 1.5 b gives is exact. Where numbers are larger than L, a sum of squares, started
+ *   alike, shows it: each addition to it rounds monotonely, so that it ends above the square of the largest.
+ *   Squares that are summed for bounds alone: n + 1 roundings, 40 u S.
+ *  double-double sums
+ *   t = (hi, lo) exactly. A product (hi, lo) drops the product of the tails and rounds four tails: 10 u^2. In
+ *   the chain two_sum is exact; the tails, each <= u (S + 4 |t|), are added with at most n roundings of numbers
+ *   <= 2 n u S: (2 n^2 + 10) u^2 S < 2100 u^2 S.
+ *  totals
+ *   Each addition to a total in two parts costs at most 4 u^2 times its magnitude (ball.h, add), and 100 u^2 of a
+ *   tile's own sum, whose tail is not normalised; the chains, which need 700 u^2, leave that much.
+ *
+ *  combination in plain binary64 (narrow data, so that nothing overflows or underflows)
+ *   At most 6 roundings of partial results <= W (1 + 2^-40), u for each t, u |v| for v -+ e, hence 8 u W and the
+ *   products with the coefficients' errors; 10 u covers it.
+ *  in double-double
+ *   Tails of a product: 10 u^2 |a t|; two_sum exact; adding the tail (<= 4 u W) and to the sum of the tails (<=
+ *   16 u W): 20 u^2 W for each of three terms; the last l -+ e: 16 u^2 W. 128 u^2 W covers all.
+ *  biased: biased.h, with one e for a lane, from bounds of all |t_k|
  *
  * Where a coefficient's bound is infinite, nothing is decided: refbn_hopeless, asked before.
  *
@@ -35,7 +47,7 @@
 
 #include "sweep.h"
 
-#define REFBN_PLAIN_SUM 0x5p-53        /* 5 u */
+#define REFBN_BIASED_SUM 0x420p-106    /* 1056 u^2 */
 #define REFBN_PLAIN_SQUARES 0x28p-53   /* 40 u */
 #define REFBN_PLAIN_COMBINE 0xap-53    /* 10 u */
 #define REFBN_DOUBLE_SUM 0x834p-106    /* 2100 u^2 */
@@ -44,12 +56,22 @@
 /* sums of t, t^2, g, g t, g^2, u, u t, u^2, u g */
 enum { REFBN_T, REFBN_TT, REFBN_G, REFBN_GT, REFBN_GG, REFBN_U, REFBN_UT, REFBN_UU, REFBN_UG, REFBN_SUMS };
 
-/* By elements the total of a sum is spread over REFBN_ROW lanes. */
+/* What a member of the team found of a unit. By elements, a group has REFBN_WIDTH lanes of each sum. */
 typedef struct {
-    double hi[REFBN_SUMS][REFBN_LANES], lo[REFBN_SUMS][REFBN_LANES];
-    uint64_t
-        inexact; /* whether some t, g or u of the sums in plain binary64 was rounded; see refbn_sum_plain */
+    double hi[REFBN_SUMS][REFBN_SPREAD], lo[REFBN_SUMS][REFBN_SPREAD];
+    double square[3][REFBN_SPREAD]; /* of x, dy, x_dot: a bound of all t^2 */
+    double limit[3][REFBN_LANES];   /* of each group: L */
+    double open_hi[REFBN_SUMS][REFBN_LANES], open_lo[REFBN_SUMS][REFBN_LANES]; /* chains that go on, by groups */
 } refbn_totals;
+
+/* Which part of a tile's rows is at hand: chains begin with the first one and end with the last one. */
+enum { REFBN_FIRST = 1, REFBN_LAST = 2, REFBN_WHOLE = 3 };
+
+/* Where the lanes of a group's totals begin. */
+static REFBN_INLINE int refbn_spread_lane(int by_groups, int lane)
+{
+    return by_groups ? lane : lane * REFBN_WIDTH;
+}
 
 static REFBN_INLINE void refbn_total(refbn_totals *totals, int sum, int lane, refbn_v hi, refbn_v lo)
 {
@@ -57,6 +79,13 @@ static REFBN_INLINE void refbn_total(refbn_totals *totals, int sum, int lane, re
     const refbn_pair total = refbn_add_pairs(before, (refbn_pair){hi, lo});
     refbn_store(totals->hi[sum] + lane, total.hi);
     refbn_store(totals->lo[sum] + lane, total.lo);
+}
+
+/* Squares are bounded by a sum of them. */
+static REFBN_INLINE void refbn_total_square(refbn_totals *totals, int tensor, int lane, refbn_v sum)
+{
+    const refbn_v before = refbn_load(totals->square[tensor] + lane);
+    refbn_store(totals->square[tensor] + lane, refbn_larger(before, sum));
 }
 
 static REFBN_INLINE int refbn_has_sum(int sum, int moments, int g, int u)
@@ -71,28 +100,32 @@ static REFBN_INLINE refbn_v refbn_number(const char *row, int lane)
     return refbn_load((const double *)(const void *)row + lane);
 }
 
-/* Ask for what the loops come to 64 rows later: the hardware alone does not keep up. */
-static REFBN_INLINE void refbn_ahead(const char *row, ptrdiff_t stride, int bytes)
+/* How far ahead of their use the loops ask for memory, since the hardware alone does not keep up: 64 rows, but
+ * no more than 8 where these are long. */
+static REFBN_INLINE ptrdiff_t refbn_distance(ptrdiff_t stride)
 {
-#pragma GCC unroll 4
-    for (int byte = 0; byte < bytes; byte += 64)
-        __builtin_prefetch(row + 64 * stride + byte, 0, 2);
+    return stride * (refbn_magnitude(stride) <= 512 ? 64 : 8);
 }
 
-static REFBN_INLINE void refbn_ahead_to_write(char *row, ptrdiff_t stride, int bytes)
+static REFBN_INLINE void refbn_ahead(const char *row, ptrdiff_t distance, int bytes)
 {
 #pragma GCC unroll 4
     for (int byte = 0; byte < bytes; byte += 64)
-        __builtin_prefetch(row + 64 * stride + byte, 1, 2);
+        __builtin_prefetch(row + distance + byte, 0, 2);
+}
+
+static REFBN_INLINE void refbn_ahead_to_write(char *row, ptrdiff_t distance, int bytes)
+{
+#pragma GCC unroll 4
+    for (int byte = 0; byte < bytes; byte += 64)
+        __builtin_prefetch(row + distance + byte, 1, 2);
 }
 
 /* How a sweep of sums takes its numbers. */
 enum {
-    REFBN_QUICK,   /* binary32; sums in plain binary64 */
-    REFBN_CAREFUL, /* binary32; differences and products in plain binary64, their sums with the errors of
-                      additions */
-    REFBN_DIRECT,  /* binary64, double-double, all pivots 0 */
-    REFBN_CENTERED /* binary64, double-double */
+    REFBN_BIASED,  /* all pivots 0, sums from a bias on; what exceeds its limit is summed as in DIRECT mode */
+    REFBN_DIRECT,  /* double-double, all pivots 0 */
+    REFBN_CENTERED /* double-double */
 };
 
 typedef struct {
@@ -106,114 +139,347 @@ static REFBN_INLINE void refbn_chain_add(refbn_chain *chain, refbn_v hi, refbn_v
     chain->lo += sum.lo + lo;
 }
 
-/* One number less its pivot. `inexact`, if given, becomes nonzero when that is rounded. */
-static REFBN_INLINE refbn_pair refbn_take(const int mode, const char *row, int lane, const double *pivot,
-                                          refbn_vi *inexact)
+/* From a bias on. `one` is 1: multiplying by it spreads the work over a machine's adders and multipliers. */
+static REFBN_INLINE void refbn_chain_add_biased(refbn_chain *chain, refbn_v a, refbn_v one)
 {
-    if (mode == REFBN_DIRECT)
-        return (refbn_pair){refbn_number(row, lane), {0}};
+    const refbn_v sum = refbn_multiply_add(a, one, chain->hi), moved = sum - chain->hi;
+    chain->hi = sum;
+    chain->lo = refbn_multiply_add(a - moved, one, chain->lo);
+}
+
+static REFBN_INLINE void refbn_chain_add_product(refbn_chain *chain, refbn_v a, refbn_v b)
+{
+    const refbn_v sum = refbn_multiply_add(a, b, chain->hi), moved = sum - chain->hi;
+    chain->hi = sum;
+    chain->lo += refbn_multiply_add(a, b, -moved);
+}
+
+/* A number of a row. */
+static REFBN_INLINE refbn_v refbn_take(const int format, const char *row, int lane)
+{
+    return format == REFBN_F32 ? refbn_widen(row, lane) : refbn_number(row, lane);
+}
+
+/* One of the numbers that belong to lanes, for each of these; by elements, that of the turn's only lane. */
+static REFBN_INLINE refbn_v refbn_of_lanes(const double *lanes, int lane, int by_groups)
+{
+    return by_groups ? refbn_load(lanes + lane) : refbn_splat(*lanes);
+}
+
+static REFBN_INLINE refbn_pair refbn_times_pair(const int mode, refbn_pair a, refbn_pair b)
+{
+    refbn_pair product = refbn_two_product(a.hi, b.hi);
     if (mode == REFBN_CENTERED)
-        return refbn_two_difference(refbn_number(row, lane), refbn_load(pivot + lane));
-    const refbn_v a = refbn_widen(row, lane), b = refbn_load(pivot + lane), difference = a - b;
-    if (inexact) /* whichever of a and b is larger, one of these is exact (FastTwoSum) and tells */
-        *inexact |= ((refbn_vi)(difference + b) ^ (refbn_vi)a) | (refbn_vi)((a - difference) != b);
-    return (refbn_pair){difference, {0}};
+        product.lo += refbn_multiply_add(a.hi, b.lo, a.lo * b.hi);
+    return product;
 }
 
-static REFBN_INLINE void refbn_add_number(const int mode, refbn_chain *chain, refbn_pair a)
+/* The wanted sums of `unroll` vectors of columns: `moments`, `g`, `u` (refbn_has_sum), in double-double. All
+ * but the data are constants where this is inlined. */
+static REFBN_INLINE void refbn_sum_double(const int mode, const int format, const refbn_rows *in, int rows,
+                                          int column, refbn_pivots *pivot, refbn_totals *totals, int lane,
+                                          int by_groups, const int moments, const int g, const int u, const int unroll)
 {
-    if (mode == REFBN_QUICK)
-        chain->hi += a.hi;
-    else if (mode == REFBN_CENTERED)
-        refbn_chain_add(chain, a.hi, a.lo);
-    else {
-        const refbn_pair sum = refbn_two_sum(chain->hi, a.hi);
-        chain->hi = sum.hi;
-        chain->lo += sum.lo;
+    const int size = format == REFBN_F32 ? 4 : 8;
+    refbn_chain sum[REFBN_SUMS][2] = {{{{0}, {0}}}};
+    refbn_v p[3][2];
+    const char *data[3];
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++) {
+        data[k] = in[k].data + column * size;
+#pragma GCC unroll 2
+        for (int j = 0; j < unroll; j++)
+            p[k][j] = refbn_of_lanes(pivot[k] + lane, column + j * REFBN_WIDTH, by_groups);
     }
-}
-
-/* For bounds only. */
-static REFBN_INLINE void refbn_add_square(refbn_chain *chain, refbn_pair a)
-{
-    chain->hi = refbn_multiply_add(a.hi, a.hi, chain->hi);
-}
-
-/* `second`: the error of a product in plain binary64 is added, too. */
-static REFBN_INLINE void refbn_add_product(const int mode, const int second, refbn_chain *chain, refbn_pair a,
-                                           refbn_pair b)
-{
-    if (mode == REFBN_QUICK)
-        chain->hi = refbn_multiply_add(a.hi, b.hi, chain->hi);
-    else if (mode == REFBN_CAREFUL && !second)
-        refbn_add_number(mode, chain, (refbn_pair){a.hi * b.hi, {0}});
-    else {
-        const refbn_pair product = refbn_two_product(a.hi, b.hi);
-        const refbn_v tail =
-            mode == REFBN_CENTERED ? refbn_multiply_add(a.hi, b.lo, a.lo * b.hi) : product.lo;
-        refbn_chain_add(chain, product.hi, mode == REFBN_CENTERED ? product.lo + tail : tail);
-    }
-}
-
-/* The wanted sums of a tile: `moments`, `g`, `u` (refbn_has_sum). All but the data are constants where this
- * is inlined.
- *
- * Sums of the second order are small beside their terms as a rule. So in CAREFUL mode the products' errors
- * are added there, and it is found out whether any difference was rounded: if none was, the sums are as good
- * as those in double-double, but for those of g^2 and u^2. */
-static REFBN_INLINE void refbn_sum_rows(const int mode, const refbn_rows *in, refbn_tile tile,
-                                        refbn_pivots *pivot, refbn_totals *totals, const int moments,
-                                        const int g, const int u, const int unroll)
-{
-    const int size = mode <= REFBN_CAREFUL ? 4 : 8, second = g && u;
-    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
-        refbn_chain sum[REFBN_SUMS][4] = {{{{0}, {0}}}};
-        refbn_vi inexact = {0}, *const tell = mode == REFBN_CAREFUL && second ? &inexact : NULL;
-        const char *x = in[0].data + column * size, *dy = in[1].data + column * size;
-        const char *x_dot = in[2].data + column * size;
-        for (int row = 0; row < tile.rows; row++) {
-            refbn_ahead(x, in[0].stride, unroll * REFBN_WIDTH * size);
-            if (g)
-                refbn_ahead(dy, in[1].stride, unroll * REFBN_WIDTH * size);
-            if (u)
-                refbn_ahead(x_dot, in[2].stride, unroll * REFBN_WIDTH * size);
-#pragma GCC unroll 4
-            for (int j = 0; j < unroll; j++) {
-                const int lane = j * REFBN_WIDTH;
-                const refbn_pair t = refbn_take(mode, x, lane, pivot[0] + column, tell);
-                refbn_pair of_g = t, of_u = t;
-                if (moments) {
-                    refbn_add_number(mode, &sum[REFBN_T][j], t);
-                    if (mode == REFBN_CAREFUL && !second)
-                        refbn_add_square(&sum[REFBN_TT][j], t);
-                    else
-                        refbn_add_product(mode, second, &sum[REFBN_TT][j], t, t);
+    for (int row = 0; row < rows; row++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < unroll; j++) {
+            refbn_pair t[3];
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                if (k == 0 || (k == 1 ? g : u)) {
+                    t[k] = (refbn_pair){refbn_take(format, data[k], j * REFBN_WIDTH), {0}};
+                    if (mode == REFBN_CENTERED)
+                        t[k] = refbn_two_difference(t[k].hi, p[k][j]);
                 }
-                if (g) {
-                    of_g = refbn_take(mode, dy, lane, pivot[1] + column, tell);
-                    refbn_add_number(mode, &sum[REFBN_G][j], of_g);
-                    refbn_add_product(mode, second, &sum[REFBN_GT][j], of_g, t);
-                    refbn_add_square(&sum[REFBN_GG][j], of_g);
-                }
-                if (u) {
-                    of_u = refbn_take(mode, x_dot, lane, pivot[2] + column, tell);
-                    refbn_add_number(mode, &sum[REFBN_U][j], of_u);
-                    refbn_add_product(mode, second, &sum[REFBN_UT][j], of_u, t);
-                    refbn_add_square(&sum[REFBN_UU][j], of_u);
-                    if (g)
-                        refbn_add_product(mode, second, &sum[REFBN_UG][j], of_u, of_g);
+#pragma GCC unroll 9
+            for (int k = 0; k < REFBN_SUMS; k++) {
+                static const int factors[REFBN_SUMS][2] = {{0, 0}, {0, 0}, {1, 1}, {1, 0}, {1, 1},
+                                                           {2, 2}, {2, 0}, {2, 2}, {2, 1}};
+                if (!refbn_has_sum(k, moments, g, u))
+                    continue;
+                const refbn_pair a = t[factors[k][0]], b = t[factors[k][1]];
+                if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
+                    refbn_chain_add(&sum[k][j], a.hi, a.lo);
+                else if (k == REFBN_GG || k == REFBN_UU) /* for bounds only */
+                    sum[k][j].hi = refbn_multiply_add(a.hi, a.hi, sum[k][j].hi);
+                else {
+                    const refbn_pair product = refbn_times_pair(mode, a, b);
+                    refbn_chain_add(&sum[k][j], product.hi, product.lo);
                 }
             }
-            x += in[0].stride, dy += in[1].stride, x_dot += in[2].stride;
         }
-        if (tell)
-            totals->inexact |= (uint64_t)refbn_any(inexact);
-#pragma GCC unroll 4
-        for (int j = 0; j < unroll; j++)
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++)
+            data[k] += in[k].stride;
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < unroll; j++) {
+        const int at = refbn_spread_lane(by_groups, lane) + (by_groups ? column + j * REFBN_WIDTH : 0);
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++)
+            if (refbn_has_sum(k, moments, g, u))
+                refbn_total(totals, k, at, sum[k][j].hi, sum[k][j].lo);
+        if (moments)
+            refbn_total_square(totals, 0, at, sum[REFBN_TT][j].hi);
+        if (g)
+            refbn_total_square(totals, 1, at, sum[REFBN_GG][j].hi);
+        if (u)
+            refbn_total_square(totals, 2, at, sum[REFBN_UU][j].hi);
+    }
+}
+
+/* Where the chain of a sum begins: at 1.5 b. */
+static REFBN_INLINE refbn_v refbn_sum_start(int sum, const refbn_v *limit)
+{
+    switch (sum) {
+    case REFBN_T: return 192.0 * limit[0];
+    case REFBN_TT: return 192.0 * (limit[0] * limit[0]);
+    case REFBN_G: return 192.0 * limit[1];
+    case REFBN_GT: return 192.0 * (limit[1] * limit[0]);
+    case REFBN_U: return 192.0 * limit[2];
+    case REFBN_UT: return 192.0 * (limit[2] * limit[0]);
+    case REFBN_UG: return 192.0 * (limit[2] * limit[1]);
+    default: return (refbn_v){0}; /* squares for bounds */
+    }
+}
+
+/* The chains that `wanted` names, of the vectors of columns from `first` to `last`. */
+static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in, int rows, int column,
+                                          const int wanted, refbn_chain (*sum)[2], const int first,
+                                          const int last)
+{
+    enum { OF_X = 1 << REFBN_T | 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT };
+    enum { OF_DY = 1 << REFBN_G | 1 << REFBN_GT | 1 << REFBN_GG | 1 << REFBN_UG };
+    enum { OF_X_DOT = 1 << REFBN_U | 1 << REFBN_UT | 1 << REFBN_UU | 1 << REFBN_UG };
+    static const int factors[REFBN_SUMS][2] = {{0, 0}, {0, 0}, {1, 1}, {1, 0}, {1, 1},
+                                               {2, 2}, {2, 0}, {2, 2}, {2, 1}};
+    const int size = format == REFBN_F32 ? 4 : 8, ahead = first == 0 && column * size % 64 == 0;
+    const int used[3] = {(wanted & OF_X) != 0, (wanted & OF_DY) != 0, (wanted & OF_X_DOT) != 0};
+    const refbn_v one = refbn_opaque(refbn_splat(1.0));
+    const char *data[3];
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++)
+        data[k] = in[k].data + column * size;
+    for (int row = 0; row < rows; row++) {
+        if (ahead)
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                if (used[k])
+                    refbn_ahead(data[k], refbn_distance(in[k].stride), 2 * REFBN_WIDTH * size);
+#pragma GCC unroll 2
+        for (int j = first; j < last; j++) {
+            refbn_v t[3];
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                if (used[k])
+                    t[k] = refbn_take(format, data[k], j * REFBN_WIDTH);
+#pragma GCC unroll 9
+            for (int k = 0; k < REFBN_SUMS; k++) {
+                if (!(wanted >> k & 1))
+                    continue;
+                const refbn_v a = t[factors[k][0]], b = t[factors[k][1]];
+                if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
+                    refbn_chain_add_biased(&sum[k][j], a, one);
+                else if (k == REFBN_GG || k == REFBN_UU)
+                    sum[k][j].hi = refbn_multiply_add(a, a, sum[k][j].hi);
+                else
+                    refbn_chain_add_product(&sum[k][j], a, b);
+            }
+        }
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++)
+            data[k] += in[k].stride;
+    }
+}
+
+/* The same from a bias on. Returns whether something exceeds its limit; then nothing is added to the totals. */
+static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in, int rows, int part, int column,
+                                         refbn_totals *totals, int lane, int by_groups, const int moments,
+                                         const int g, const int u)
+{
+    enum { PRODUCTS = 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT | 1 << REFBN_UG };
+    static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
+    refbn_chain sum[REFBN_SUMS][2];
+    refbn_v limit[2][3];
+    int wanted = 0;
+#pragma GCC unroll 9
+    for (int k = 0; k < REFBN_SUMS; k++)
+        wanted |= refbn_has_sum(k, moments, g, u) << k;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++)
+            limit[j][k] = refbn_of_lanes(totals->limit[k] + lane, column + j * REFBN_WIDTH, by_groups);
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++)
+            if (part & REFBN_FIRST)
+                sum[k][j] = (refbn_chain){refbn_sum_start(k, limit[j]), {0}};
+            else {
+                sum[k][j].hi = refbn_load(totals->open_hi[k] + column + j * REFBN_WIDTH);
+                sum[k][j].lo = refbn_load(totals->open_lo[k] + column + j * REFBN_WIDTH);
+            }
+    }
+    if (g && u) { /* as much at a time as 16 registers hold */
+        refbn_run_chains(format, in, rows, column, wanted & ~PRODUCTS, sum, 0, 2);
+        refbn_run_chains(format, in, rows, column, wanted & PRODUCTS, sum, 0, 1);
+        refbn_run_chains(format, in, rows, column, wanted & PRODUCTS, sum, 1, 2);
+    } else
+        refbn_run_chains(format, in, rows, column, wanted, sum, 0, 2);
+    if (!(part & REFBN_LAST)) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++)
 #pragma GCC unroll 9
             for (int k = 0; k < REFBN_SUMS; k++)
-                if (refbn_has_sum(k, moments, g, u))
-                    refbn_total(totals, k, column + j * REFBN_WIDTH, sum[k][j].hi, sum[k][j].lo);
+                if (wanted >> k & 1) {
+                    refbn_store(totals->open_hi[k] + column + j * REFBN_WIDTH, sum[k][j].hi);
+                    refbn_store(totals->open_lo[k] + column + j * REFBN_WIDTH, sum[k][j].lo);
+                }
+        return 0;
+    }
+    refbn_vi exceeds = {0};
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++)
+            sum[k][j].hi -= refbn_sum_start(k, limit[j]);
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++)
+            if (wanted >> squares[k] & 1)
+                exceeds |= ~(refbn_vi)(sum[squares[k]][j].hi <= 0.5 * (limit[j][k] * limit[j][k]));
+    }
+    if (refbn_any(exceeds))
+        return 1;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+        const int at = refbn_spread_lane(by_groups, lane) + (by_groups ? column + j * REFBN_WIDTH : 0);
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++) /* the chain of x^2 is known to 2^-44 L^2 */
+            if (wanted >> squares[k] & 1)
+                refbn_total_square(totals, k, at, sum[squares[k]][j].hi + 0x1p-40 * (limit[j][k] * limit[j][k]));
+        if (j > 0 && !by_groups)
+            continue; /* the first one's has it all */
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++) {
+            if (!(wanted >> k & 1))
+                continue;
+            refbn_chain all = sum[k][j];
+            if (!by_groups) /* the first addition is exact: both are multiples of 2 u b below b/2 */
+                all.hi += sum[k][1].hi, all.lo += sum[k][1].lo;
+            refbn_total(totals, k, at, all.hi, all.lo);
+        }
+    }
+    return 0;
+}
+
+/* Raise limits so that they are well above the first `rows` rows, from `column` on for `width` columns; but not
+ * beyond what the chains can take. */
+static void refbn_raise_limits(int format, const refbn_rows *in, int rows, int column, int width,
+                               refbn_totals *totals, int lane, int by_groups, const int *wanted)
+{
+    const int size = format == REFBN_F32 ? 4 : 8;
+    for (int k = 0; k < 3; k++)
+        for (int at = column; wanted[k] && at < column + width; at += REFBN_WIDTH) {
+            refbn_v largest = {0};
+            for (int row = 0; row < rows; row++) {
+                const char *data = in[k].data + row * in[k].stride + at * size;
+                const refbn_v magnitude = refbn_abs(refbn_take(format, data, 0));
+                largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
+            }
+            const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), 32.0 * refbn_power_below(largest), (refbn_v){0});
+            if (by_groups) {
+                double *to = totals->limit[k] + at;
+                refbn_store(to, refbn_larger(refbn_load(to), limit));
+            } else
+                for (int j = 0; j < REFBN_WIDTH; j++)
+                    if (limit[j] > totals->limit[k][lane])
+                        totals->limit[k][lane] = limit[j];
+        }
+}
+
+/* Which of a sweep's variants is wanted; each is a loop of its own. */
+#define REFBN_VARIANTS       \
+    REFBN_VARIANT(1, 0, 0)   \
+    REFBN_VARIANT(0, 1, 0)   \
+    REFBN_VARIANT(1, 1, 0)   \
+    REFBN_VARIANT(0, 0, 1)   \
+    REFBN_VARIANT(1, 0, 1)   \
+    REFBN_VARIANT(0, 1, 1)   \
+    REFBN_VARIANT(1, 1, 1)
+
+static void refbn_sum_columns(int mode, int format, const refbn_rows *in, int rows, int column,
+                              refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
+                              int g, int u)
+{
+#define REFBN_VARIANT(m, g, u)                                                                             \
+    case 4 * m + 2 * g + u:                                                                                \
+        if (mode == REFBN_CENTERED && format == REFBN_F32)                                                 \
+            refbn_sum_double(REFBN_CENTERED, REFBN_F32, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
+        else if (mode == REFBN_CENTERED)                                                                   \
+            refbn_sum_double(REFBN_CENTERED, REFBN_F64, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
+        else if (format == REFBN_F32)                                                                      \
+            refbn_sum_double(REFBN_DIRECT, REFBN_F32, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
+        else                                                                                               \
+            refbn_sum_double(REFBN_DIRECT, REFBN_F64, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
+        break;
+    switch (4 * moments + 2 * g + u) { REFBN_VARIANTS }
+#undef REFBN_VARIANT
+}
+
+static int refbn_sum_columns_biased(int format, const refbn_rows *in, int rows, int part, int column,
+                                    refbn_totals *totals, int lane, int by_groups, int moments, int g, int u)
+{
+#define REFBN_VARIANT(m, g, u)                                                                              \
+    case 4 * m + 2 * g + u:                                                                                 \
+        return format == REFBN_F32                                                                          \
+                   ? refbn_sum_biased(REFBN_F32, in, rows, part, column, totals, lane, by_groups, m, g, u) \
+                   : refbn_sum_biased(REFBN_F64, in, rows, part, column, totals, lane, by_groups, m, g, u);
+    switch (4 * moments + 2 * g + u) { REFBN_VARIANTS }
+#undef REFBN_VARIANT
+    return 0;
+}
+
+enum { REFBN_COLUMNS = 2 * REFBN_WIDTH }; /* that sums from a bias on take at once */
+
+/* Add the sums of a part of a tile to the totals of its turn, whose lanes begin at `lane`. Returns bits of the
+ * columns, REFBN_COLUMNS at a time, of which nothing was added because something exceeds its limit. */
+static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *in, refbn_tile tile, int part,
+                               refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
+                               int g, int u)
+{
+    uint32_t exceeding = 0;
+    if (mode == REFBN_BIASED)
+        for (int at = 0; at * REFBN_COLUMNS < tile.columns; at++)
+            exceeding |= (uint32_t)refbn_sum_columns_biased(format, in, tile.rows, part, at * REFBN_COLUMNS, totals,
+                                                            lane, by_groups, moments, g, u)
+                         << at;
+    else
+        for (int at = 0; at < tile.columns; at += REFBN_WIDTH)
+            refbn_sum_columns(mode, format, in, tile.rows, at, pivot, totals, lane, by_groups, moments, g, u);
+    return exceeding;
+}
+
+/* What exceeded its limit, of a whole tile: with other sums, and higher limits from now on. */
+static void refbn_sum_exceeding(int format, const refbn_rows *in, refbn_tile tile, uint32_t exceeding,
+                                refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
+                                int g, int u)
+{
+    const int wanted[3] = {moments, g, u};
+    for (int at = 0; at < tile.columns; at += REFBN_WIDTH) {
+        if (!(exceeding >> at / REFBN_COLUMNS & 1))
+            continue;
+        refbn_raise_limits(format, in, tile.rows, at, REFBN_WIDTH, totals, lane, by_groups, wanted);
+        refbn_sum_columns(REFBN_DIRECT, format, in, tile.rows, at, pivot, totals, lane, by_groups, moments, g, u);
     }
 }
 
@@ -251,34 +517,44 @@ static REFBN_INLINE uint64_t refbn_lane_bits(refbn_vi bad, int lane)
     return bits;
 }
 
+/* Bits of the undecided lanes of a tile; by elements, bit 0. */
+static REFBN_INLINE uint64_t refbn_bad_bits(refbn_vi bad, int lane, int by_groups)
+{
+    if (!refbn_any(bad))
+        return 0;
+    return by_groups ? refbn_lane_bits(bad, lane) : 1;
+}
+
 /* The coefficients of some lanes, in registers. */
 typedef struct {
     refbn_v hi[4], lo[4], bound[4], pivot[3];
 } refbn_coefficients;
 
 static REFBN_INLINE refbn_coefficients refbn_hoist(const refbn_combination *of, refbn_pivots *pivot, int lane,
-                                                   const int terms, const int twofold, const int direct)
+                                                   int column, int by_groups, const int terms,
+                                                   const int twofold, const int direct)
 {
     refbn_coefficients c;
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++)
         if (k < terms || k == 3) {
-            c.hi[k] = refbn_load(of->hi[k] + lane);
-            c.bound[k] = refbn_load(of->bound[k] + lane);
+            c.hi[k] = refbn_of_lanes(of->hi[k] + lane, column, by_groups);
+            c.bound[k] = refbn_of_lanes(of->bound[k] + lane, column, by_groups);
             if (twofold)
-                c.lo[k] = refbn_load(of->lo[k] + lane);
+                c.lo[k] = refbn_of_lanes(of->lo[k] + lane, column, by_groups);
             if (k < 3 && !direct)
-                c.pivot[k] = refbn_load(pivot[k] + lane);
+                c.pivot[k] = refbn_of_lanes(pivot[of->tensor[k]] + lane, column, by_groups);
         }
     return c;
 }
 
-/* Combine, test and write a tile; the result has a bit for each lane with an undecided element. The output is
- * binary32 at `out`, or with `ends` both ends in binary64. `check`: elements may be infinite or NaN, or
- * overflow. */
+/* Combine, test and write a tile; `lane` is the first one of its turn. The result has a bit for each lane with
+ * an undecided element; by elements, bit 0. The output is binary32 at `out`, or with `ends` both ends in
+ * binary64. `check`: elements may be infinite or NaN, or overflow. */
 static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_tile tile,
-                                                 const refbn_combination *of, refbn_pivots *pivot,
-                                                 refbn_rows out, refbn_ends *ends, int check, const int terms)
+                                                 const refbn_combination *of, refbn_pivots *pivot, int lane,
+                                                 int by_groups, refbn_rows out, refbn_ends *ends, int check,
+                                                 const int terms)
 {
     enum { MOST = 4 };
     const int unroll = terms == 1 ? 4 : 2;
@@ -290,7 +566,7 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
         const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 4
         for (int j = 0; j < unroll; j++)
-            c[j] = refbn_hoist(of, pivot, column + j * REFBN_WIDTH, terms, 0, 0);
+            c[j] = refbn_hoist(of, pivot, lane, column + j * REFBN_WIDTH, by_groups, terms, 0, 0);
 #pragma GCC unroll 3
         for (int k = 0; k < terms; k++)
             data[k] = in[k].data + column * 4;
@@ -298,9 +574,9 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
         for (int row = 0; row < tile.rows; row++) {
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                refbn_ahead(data[k], in[k].stride, unroll * REFBN_WIDTH * 4);
+                refbn_ahead(data[k], refbn_distance(in[k].stride), unroll * REFBN_WIDTH * 4);
             if (!ends)
-                refbn_ahead_to_write(to, out.stride, unroll * REFBN_WIDTH * 4);
+                refbn_ahead_to_write(to, refbn_distance(out.stride), unroll * REFBN_WIDTH * 4);
 #pragma GCC unroll 4
             for (int j = 0; j < unroll; j++) {
                 refbn_v v = c[j].hi[3], e = c[j].bound[3];
@@ -331,18 +607,16 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
         for (int j = 0; j < unroll; j++) {
             const refbn_vi all =
                 __builtin_convertvector(bad[j], refbn_vi) | (refbn_vi)(poison[j] != poison[j]);
-            if (refbn_any(all))
-                undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
+            undecided |= refbn_bad_bits(all, column + j * REFBN_WIDTH, by_groups);
         }
     }
     return undecided;
 }
 
-/* `direct`: all pivots are 0. */
 static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_tile tile,
-                                                  const refbn_combination *of, refbn_pivots *pivot,
-                                                  refbn_rows out, refbn_ends *ends, int check, int odd,
-                                                  const int terms, const int direct)
+                                                  const refbn_combination *of, refbn_pivots *pivot, int lane,
+                                                  int by_groups, refbn_rows out, refbn_ends *ends, int check,
+                                                  int odd, const int terms, const int direct)
 {
     enum { MOST = 2 };
     const int unroll = terms == 1 ? 2 : 1;
@@ -354,7 +628,7 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
         const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 2
         for (int j = 0; j < unroll; j++)
-            c[j] = refbn_hoist(of, pivot, column + j * REFBN_WIDTH, terms, 1, direct);
+            c[j] = refbn_hoist(of, pivot, lane, column + j * REFBN_WIDTH, by_groups, terms, 1, direct);
 #pragma GCC unroll 3
         for (int k = 0; k < terms; k++)
             data[k] = in[k].data + column * 8;
@@ -362,9 +636,9 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
         for (int row = 0; row < tile.rows; row++) {
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                refbn_ahead(data[k], in[k].stride, unroll * REFBN_WIDTH * 8);
+                refbn_ahead(data[k], refbn_distance(in[k].stride), unroll * REFBN_WIDTH * 8);
             if (!ends)
-                refbn_ahead_to_write(to, out.stride, unroll * REFBN_WIDTH * 8);
+                refbn_ahead_to_write(to, refbn_distance(out.stride), unroll * REFBN_WIDTH * 8);
 #pragma GCC unroll 2
             for (int j = 0; j < unroll; j++) {
                 refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];
@@ -403,53 +677,27 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
 #pragma GCC unroll 2
         for (int j = 0; j < unroll; j++) {
             const refbn_vi all = bad[j] | (refbn_vi)(poison[j] != poison[j]);
-            if (refbn_any(all))
-                undecided |= refbn_lane_bits(all, column + j * REFBN_WIDTH);
+            undecided |= refbn_bad_bits(all, column + j * REFBN_WIDTH, by_groups);
         }
     }
     return undecided;
 }
 
-/* Which of a sweep's variants is wanted; each is a loop of its own. */
-static void refbn_sum_tile(int mode, const refbn_rows *in, refbn_tile tile, refbn_pivots *pivot,
-                           refbn_totals *totals, int moments, int g, int u)
+/* `direct`: all pivots are 0. */
+static uint64_t refbn_combine_tile(int twofold, int direct, const refbn_rows *in, refbn_tile tile,
+                                   const refbn_combination *of, refbn_pivots *pivot, int lane, int by_groups,
+                                   refbn_rows out, refbn_ends *ends, int check, int odd)
 {
-#define REFBN_VARIANT(m, g, u)                                                               \
-    case 4 * m + 2 * g + u:                                                                  \
-        if (mode == REFBN_QUICK)                                                             \
-            refbn_sum_rows(REFBN_QUICK, in, tile, pivot, totals, m, g, u, u &&g ? 2 : 4);    \
-        else if (mode == REFBN_CAREFUL)                                                      \
-            refbn_sum_rows(REFBN_CAREFUL, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 4);  \
-        else if (mode == REFBN_DIRECT)                                                       \
-            refbn_sum_rows(REFBN_DIRECT, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 2);   \
-        else                                                                                 \
-            refbn_sum_rows(REFBN_CENTERED, in, tile, pivot, totals, m, g, u, u &&g ? 1 : 2); \
-        break;
-    switch (4 * moments + 2 * g + u) {
-        REFBN_VARIANT(1, 0, 0)
-        REFBN_VARIANT(0, 1, 0)
-        REFBN_VARIANT(1, 1, 0)
-        REFBN_VARIANT(0, 0, 1)
-        REFBN_VARIANT(1, 0, 1)
-        REFBN_VARIANT(0, 1, 1)
-        REFBN_VARIANT(1, 1, 1)
-    }
-#undef REFBN_VARIANT
-}
-
-static uint64_t refbn_combine_tile(int mode, const refbn_rows *in, refbn_tile tile,
-                                   const refbn_combination *of, refbn_pivots *pivot, refbn_rows out,
-                                   refbn_ends *ends, int check, int odd)
-{
-#define REFBN_VARIANT(terms)                                                                     \
-    case terms:                                                                                  \
-        if (mode <= REFBN_CAREFUL)                                                               \
-            return ends ? refbn_combine_plain(in, tile, of, pivot, out, ends, check, terms)      \
-                        : refbn_combine_plain(in, tile, of, pivot, out, NULL, check, terms);     \
-        if (mode == REFBN_DIRECT && !ends)                                                       \
-            return refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 1);     \
-        return ends ? refbn_combine_double(in, tile, of, pivot, out, ends, check, odd, terms, 0) \
-                    : refbn_combine_double(in, tile, of, pivot, out, NULL, check, 0, terms, 0);
+#define REFBN_VARIANT(terms)                                                                                   \
+    case terms:                                                                                                \
+        if (!twofold)                                                                                          \
+            return ends                                                                                        \
+                       ? refbn_combine_plain(in, tile, of, pivot, lane, by_groups, out, ends, check, terms)    \
+                       : refbn_combine_plain(in, tile, of, pivot, lane, by_groups, out, NULL, check, terms);   \
+        if (direct && !ends)                                                                                   \
+            return refbn_combine_double(in, tile, of, pivot, lane, by_groups, out, NULL, check, 0, terms, 1);  \
+        return ends ? refbn_combine_double(in, tile, of, pivot, lane, by_groups, out, ends, check, odd, terms, 0) \
+                    : refbn_combine_double(in, tile, of, pivot, lane, by_groups, out, NULL, check, 0, terms, 0);
     switch (of->terms) {
         REFBN_VARIANT(1)
         REFBN_VARIANT(2)
@@ -457,5 +705,23 @@ static uint64_t refbn_combine_tile(int mode, const refbn_rows *in, refbn_tile ti
     }
 #undef REFBN_VARIANT
 }
+
+/* ---- combinations from a bias on ---- */
+
+#define REFBN_NAME(name) name##_f32
+#define REFBN_REAL float
+#define REFBN_VECTOR refbn_w
+#define REFBN_BITS refbn_wi
+#define REFBN_FUSE refbn_multiply_add_w
+#define REFBN_END refbn_end_w
+#include "biased.h"
+
+#define REFBN_NAME(name) name##_f64
+#define REFBN_REAL double
+#define REFBN_VECTOR refbn_v
+#define REFBN_BITS refbn_vi
+#define REFBN_FUSE refbn_multiply_add
+#define REFBN_END refbn_end
+#include "biased.h"
 
 #endif

@@ -68,11 +68,13 @@ static REFBN_INLINE void refbn_balls_set(refbn_balls *balls, int lane, refbn_bal
 
 /* What is known of a unit, and what follows from it. */
 typedef struct {
-    int pass, mode, twofold, scaled, narrow; /* mode: rungs.h; twofold: mode is DIRECT or CENTERED */
-    int twofold_sums; /* sums are as good as double-double's though they may have been made before */
+    int pass, narrow;
+    int sums;            /* how they are made: rungs.h */
+    int twofold, scaled; /* combinations are in double-double; of scaled tensors */
     double count, eps;
     double pivot[3][REFBN_LANES];    /* of x, dy, x_dot in sums; scaled like them */
     double center[3][REFBN_LANES];   /* the same in combinations */
+    double largest[3][REFBN_LANES];  /* bounds of |x - pivot| and so on; infinite where none is known */
     int dispensable[3];              /* whether the pivot might as well be 0 */
     double exponent[3][REFBN_LANES]; /* kx, kg, ku */
     double constant[3][REFBN_LANES]; /* 1: every element is the pivot, as far as is known */
@@ -83,6 +85,9 @@ typedef struct {
     refbn_balls vector[REFBN_VECTORS];
     refbn_combination tensor[REFBN_TENSORS];
     uint64_t hopeless[REFBN_TENSORS]; /* refbn_hopeless */
+    refbn_biased_f32 biased_f32[REFBN_TENSORS]; /* the combinations from a bias on; unless `twofold` */
+    refbn_biased_f64 biased_f64[REFBN_TENSORS]; /* if `twofold` */
+    uint64_t biased[REFBN_TENSORS];             /* bits of the lanes that have these */
 } refbn_solution;
 
 /* Times 2^exponent, one for each lane. */
@@ -154,7 +159,7 @@ static REFBN_INLINE refbn_v refbn_unfit_radicand(refbn_v q)
 static REFBN_INLINE refbn_ball refbn_center(refbn_solution *s, int tensor, int lane, refbn_ball mean)
 {
     const refbn_v pivot = refbn_load(s->pivot[tensor] + lane);
-    const refbn_v center = s->mode == REFBN_DIRECT ? pivot : pivot + mean.hi;
+    const refbn_v center = s->sums == REFBN_CENTERED ? pivot + mean.hi : pivot;
     const refbn_pair moved = refbn_two_difference(center, pivot);
     refbn_store(s->center[tensor] + lane, center);
     return refbn_sub(mean, (refbn_ball){moved.hi, moved.lo, {0}});
@@ -218,6 +223,76 @@ static REFBN_INLINE void refbn_put_term(refbn_solution *s, refbn_combination *of
     refbn_store(of->bound[k] + lane, refbn_select(valid, bound, refbn_splat(refbn_infinity())));
 }
 
+/* The constants of biased.h, in binary32: each coefficient in two parts, the third goes into e, which is
+ * returned. */
+static REFBN_INLINE refbn_v refbn_put_biased_f32(refbn_biased_f32 *to, int lane, int terms, const refbn_ball *a,
+                                              const refbn_v *largest, refbn_ball c, refbn_v bias, refbn_v e)
+{
+#pragma GCC unroll 3
+    for (int k = 0; k < terms; k++) {
+        const refbn_vf hi = refbn_narrow(a[k].hi);
+        const refbn_v rest = a[k].hi - __builtin_convertvector(hi, refbn_v);
+        const refbn_vf lo = refbn_narrow(rest);
+        const refbn_v lost = refbn_abs(rest - __builtin_convertvector(lo, refbn_v)) + refbn_abs(a[k].lo);
+        e = refbn_multiply_add(lost, largest[k], e);
+        __builtin_memcpy(to->hi[k] + lane, &hi, sizeof hi);
+        __builtin_memcpy(to->lo[k] + lane, &lo, sizeof lo);
+    }
+    const refbn_vf start = refbn_narrow(bias + c.hi), from = refbn_narrow(bias);
+    const refbn_v rest = c.hi - (__builtin_convertvector(start, refbn_v) - bias);
+    e = (e + refbn_abs(c.lo)) * (1.0 + 0x1p-20);
+    const refbn_vf low = refbn_narrow(rest - e), high = refbn_narrow(rest + e);
+    __builtin_memcpy(to->start + lane, &start, sizeof start);
+    __builtin_memcpy(to->bias + lane, &from, sizeof from);
+    __builtin_memcpy(to->low + lane, &low, sizeof low);
+    __builtin_memcpy(to->high + lane, &high, sizeof high);
+    return e;
+}
+
+static REFBN_INLINE void refbn_put_biased_f64(refbn_biased_f64 *to, int lane, int terms, const refbn_ball *a,
+                                              refbn_ball c, refbn_v bias, refbn_v e)
+{
+#pragma GCC unroll 3
+    for (int k = 0; k < terms; k++) {
+        refbn_store(to->hi[k] + lane, a[k].hi);
+        refbn_store(to->lo[k] + lane, a[k].lo);
+    }
+    const refbn_v start = bias + c.hi, rest = (c.hi - (start - bias)) + c.lo;
+    e *= 1.0 + 0x1p-20;
+    refbn_store(to->start + lane, start);
+    refbn_store(to->bias + lane, bias);
+    refbn_store(to->low + lane, rest - e);
+    refbn_store(to->high + lane, rest + e);
+}
+
+/* What biased.h needs, where bounds of all |t_k| are known, no t_k is centered, and B is moderate. */
+static REFBN_INLINE void refbn_put_biased(refbn_solution *s, int which, int lane, int terms, const int *tensors,
+                                          const refbn_ball *a, refbn_ball c, refbn_v unfit)
+{
+    const double unit = s->twofold ? 0x1p-53 : 0x1p-24;
+    const double smallest = s->twofold ? 0x1p-400 : 0x1p-60, most = s->twofold ? 0x1p400 : 0x1p100;
+    refbn_v size = refbn_abs(c.hi), e = c.err + unfit, largest[3];
+    refbn_vi usable = (refbn_vi){0} - 1;
+#pragma GCC unroll 3
+    for (int k = 0; k < terms; k++) {
+        largest[k] = refbn_load(s->largest[tensors[k]] + lane);
+        usable &= (refbn_vi)(refbn_load(s->center[tensors[k]] + lane) == 0.0);
+        size += refbn_abs(a[k].hi) * largest[k];
+        e += a[k].err * largest[k];
+    }
+    const refbn_vi nothing = (refbn_vi)(size == 0.0) & (refbn_vi)(e == 0.0);
+    /* in few bits, so that it is a number of either format; at least 2 (1 + 2^-20) size */
+    const refbn_v bias = (refbn_v)(((refbn_vi)(2.0 * (1.0 + 0x1p-8) * size)) & ~(((int64_t)1 << 40) - 1));
+    usable &= nothing | ((refbn_vi)(bias >= smallest) & (refbn_vi)(bias <= most));
+    e += (terms * (terms + 3) + 2) * (unit * unit) * refbn_power_below(1.5 * bias);
+    if (s->twofold)
+        refbn_put_biased_f64(&s->biased_f64[which], lane, terms, a, c, bias, e);
+    else
+        e = refbn_put_biased_f32(&s->biased_f32[which], lane, terms, a, largest, c, bias, e);
+    usable &= (refbn_vi)(e <= most);
+    s->biased[which] |= refbn_lane_bits(usable, lane);
+}
+
 /* The combination a0 t0 + a1 t1 + a2 t2 + c; tensors[k] says which tensor t_k is. */
 static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane, int terms,
                                           const int *tensors, const refbn_ball *a, refbn_ball c,
@@ -234,8 +309,10 @@ static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane
                    (refbn_vi)(refbn_load(s->constant[tensors[k]] + lane) != 0.0);
         refbn_put_term(s, of, k, lane, a[k], (refbn_v){0});
     }
-    refbn_put_term(s, of, 3, lane, c,
-                   unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050)));
+    const refbn_v all = unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050));
+    refbn_put_term(s, of, 3, lane, c, all);
+    if (REFBN_FUSED && s->sums == REFBN_BIASED)
+        refbn_put_biased(s, which, lane, terms, tensors, a, c, all);
 }
 
 /* ---- training ---- */
@@ -447,6 +524,8 @@ static REFBN_INLINE void refbn_solve_inference_second_order(refbn_solution *s, i
 
 static void refbn_solve(refbn_solution *s, int lanes)
 {
+    for (int which = 0; which < REFBN_TENSORS; which++)
+        s->biased[which] = 0;
     for (int lane = 0; lane < lanes; lane += REFBN_WIDTH)
         switch (s->pass) {
         case REFBN_FORWARD: refbn_solve_forward(s, lane); break;

@@ -1,10 +1,12 @@
 /* How a pass walks through a call: groups in units, elements in tiles.
  *
- * A unit is the group, or the up to REFBN_LANES consecutive groups, that one run of a pass works on. A tile
- * is a part of it: rows of lanes. By elements, a row holds REFBN_ROW consecutive elements of the one group;
- * by groups, one element of every group of the unit. Kernels see a tile through one pointer and one distance
- * between rows for each tensor, in binary32 or binary64: memory itself where it lies like that, else a
- * buffer. Elements come in any order that suits the memory: correctly rounded results do not depend on it.
+ * A unit is the up to REFBN_LANES consecutive groups that one run of a pass works on. A tile is a part of it:
+ * rows of lanes. By groups, where these lie side by side in memory, a row holds one element of every group of
+ * the unit. By elements, a row holds REFBN_ROW consecutive elements of one group, and the groups of the unit
+ * take turns at each tile: there are as many of them as the cache holds between one sweep and the next.
+ * Kernels see a tile through one pointer and one distance between rows for each tensor, in binary32 or
+ * binary64: memory itself where it lies like that, else a buffer. Elements come in any order that suits the
+ * memory: correctly rounded results do not depend on it.
  */
 #ifndef REFBN_SWEEP_H
 #define REFBN_SWEEP_H
@@ -14,17 +16,34 @@
 enum {
     REFBN_LANES = 64,            /* groups of a unit at most */
     REFBN_ROW = 4 * REFBN_WIDTH, /* lanes that a kernel's inner loop takes at once */
-    REFBN_ROWS = 32,             /* rows of a tile by elements, twice those by groups */
-    REFBN_TILE = REFBN_ROWS * REFBN_ROW,
-    REFBN_TILE_ROWS = 16, /* by groups */
-    REFBN_BLOCK = 1024    /* numbers in a tile at most */
+    REFBN_ROWS = 32,             /* rows of a tile */
+    REFBN_TILE = REFBN_ROWS * REFBN_ROW, /* elements of a tile by elements */
+    REFBN_BLOCK = REFBN_ROWS * REFBN_LANES, /* numbers in a tile at most */
+    REFBN_SPREAD = 128, /* lanes that the totals of a unit are spread over, by elements */
+    REFBN_BAND = 8,     /* units by groups whose sweeps go together, so that memory goes by in long pieces */
+    REFBN_STRIP = 8     /* rows of a tile by groups that are worked on at a time, one unit after the other */
 };
 
 typedef struct {
     ptrdiff_t group; /* the first one */
-    int groups;      /* 1 unless by_groups */
+    int groups;
     int by_groups;
 } refbn_unit;
+
+/* One group of a unit by elements; all groups by groups. The lanes of what belongs to it begin at `lane`. */
+typedef struct {
+    refbn_unit unit;
+    int lane;
+} refbn_turn;
+
+static inline int refbn_turns(const refbn_unit *unit) { return unit->by_groups ? 1 : unit->groups; }
+
+static inline refbn_turn refbn_turn_at(const refbn_unit *unit, int index)
+{
+    if (unit->by_groups)
+        return (refbn_turn){*unit, 0};
+    return (refbn_turn){{unit->group + index, 1, 0}, index};
+}
 
 typedef struct {
     ptrdiff_t start, count; /* elements (of each group) */
@@ -37,6 +56,41 @@ typedef struct {
 } refbn_rows;
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
+
+static inline int refbn_is_broadcast(const refbn_call *call, const refbn_tensor *tensor)
+{
+    for (int axis = 0; axis < call->geometry.ndim; axis++)
+        if (tensor->stride[axis] != 0 && call->geometry.extent[axis] > 1)
+            return 0;
+    return 1;
+}
+
+/* How many groups a unit by elements has: whole vectors of them, where the cache holds that many. */
+static int refbn_groups_at_once(const refbn_call *call)
+{
+    enum { CACHED = 1 << 18 }; /* bytes */
+    const refbn_tensor *const inputs[] = {&call->x, &call->dy, &call->x_dot};
+    ptrdiff_t bytes = 1, most = REFBN_SPREAD / REFBN_WIDTH < REFBN_LANES ? REFBN_SPREAD / REFBN_WIDTH : REFBN_LANES;
+    for (int k = 0; k < 3; k++)
+        if (inputs[k]->data && !refbn_is_broadcast(call, inputs[k]))
+            bytes += call->geometry.count * refbn_size(inputs[k]->format);
+    const ptrdiff_t groups = CACHED / bytes < most ? CACHED / bytes : most;
+    return groups <= 1 ? 1 : (int)(groups <= REFBN_WIDTH ? groups : groups - groups % REFBN_WIDTH);
+}
+
+/* Large outputs do not stay in the cache, and the machine need not read what it overwrites; provided that
+ * rows start where streams may (lanes.h) and, by groups, where lines of the cache do. */
+static void refbn_plan_stream(const refbn_call *call, refbn_tensor *tensor)
+{
+    enum { LARGE = 1 << 22 }; /* bytes */
+    const refbn_geometry *geometry = &call->geometry;
+    const uintptr_t aligned = call->by_groups ? 63 : 15;
+    uintptr_t starts = (uintptr_t)tensor->data | (uintptr_t)(call->by_groups ? 0 : tensor->group_stride);
+    for (int axis = 0; axis < geometry->ndim - !call->by_groups; axis++)
+        starts |= (uintptr_t)tensor->stride[axis];
+    tensor->stream = REFBN_FUSED && tensor->data && (starts & aligned) == 0 &&
+                     geometry->groups * geometry->count * refbn_size(tensor->format) >= LARGE;
+}
 
 /* Bring the axes into memory order, merge those that all tensors allow to merge, and choose what a row holds.
  */
@@ -92,6 +146,9 @@ static void refbn_plan(refbn_call *call)
         between_elements += refbn_magnitude(used[t]->stride[merged - 1]);
     }
     call->by_groups = geometry->groups >= 8 && (between_groups < between_elements || geometry->count < 64);
+    call->unit_groups = call->by_groups ? (int)REFBN_LANES : refbn_groups_at_once(call);
+    refbn_plan_stream(call, &call->y);
+    refbn_plan_stream(call, &call->dx);
 }
 
 static inline int refbn_columns(const refbn_unit *unit)
@@ -107,7 +164,7 @@ static inline int refbn_lanes(const refbn_unit *unit)
 
 static inline ptrdiff_t refbn_tile_size(const refbn_unit *unit)
 {
-    return unit->by_groups ? (ptrdiff_t)REFBN_TILE_ROWS : (ptrdiff_t)REFBN_TILE;
+    return unit->by_groups ? (ptrdiff_t)REFBN_ROWS : (ptrdiff_t)REFBN_TILE;
 }
 
 static inline ptrdiff_t refbn_tiles(const refbn_call *call, const refbn_unit *unit)
@@ -176,6 +233,19 @@ static inline refbn_tile refbn_next_piece(const refbn_call *call, const refbn_un
     rest->start += piece.count;
     rest->count -= piece.count;
     rest->rows -= piece.rows;
+    return piece;
+}
+
+/* The next piece; by groups, as much of it as units of a band take in turns. */
+static inline refbn_tile refbn_next_strip(const refbn_call *call, const refbn_unit *unit, refbn_tile *rest)
+{
+    const refbn_tile before = *rest;
+    refbn_tile piece = refbn_next_piece(call, unit, rest);
+    if (!unit->by_groups || piece.rows <= REFBN_STRIP)
+        return piece;
+    const ptrdiff_t left = before.count - REFBN_STRIP;
+    *rest = (refbn_tile){before.start + REFBN_STRIP, left, (int)left, before.columns};
+    piece.count = piece.rows = REFBN_STRIP;
     return piece;
 }
 

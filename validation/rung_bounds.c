@@ -1,11 +1,12 @@
 /* The enclosures of each rung, laid open for validation/rung_bounds.py. It compiles this file, _ext/exact.c and
  * _ext/threads.c into one library, with the flags of one build of the core.
  *
- * The ladder is the core's own, from `prepare` and `run` down. Two of its functions are intercepted:
+ * The ladder is the core's own, from `prepare` and `run` down. Some of its functions are intercepted:
  *
  *   refbn_solve    After it, everything is known that a rung's rounding tests are about to see: it is copied out.
  *                  Then, if asked (`forced`), every bound is made infinite, so that the next rung has its turn, too.
- *   refbn_to_odd   Its arguments are the ends hi + (lo -+ e) of an element's enclosure, not yet rounded.
+ *   refbn_to_odd   Its arguments are the ends hi + (lo -+ e) of an element's enclosure, not yet rounded; so are
+ *                  those of refbn_end and refbn_end_w, for combinations from a bias on.
  */
 #define REFBN_BUILD probe
 #include <stdlib.h>
@@ -15,24 +16,34 @@
 static __thread double *probe_trace; /* where the ends go; NULL: let refbn_to_odd do its work */
 static __thread int probe_slots;
 
-/* Returns where they went: that is what the caller stores in their place. */
-static REFBN_INLINE refbn_v probe_to_odd(refbn_v hi, refbn_v tail)
-{
-    if (!probe_trace)
-        return (refbn_to_odd)(hi, tail);
-    refbn_v slot;
-    for (int lane = 0; lane < REFBN_WIDTH; lane++) {
-        slot[lane] = (double)probe_slots;
-        probe_trace[2 * probe_slots] = hi[lane];
-        probe_trace[2 * probe_slots++ + 1] = tail[lane];
-    }
+/* Where the ends in some lanes went: that is what the caller stores in their place. */
+#define PROBE_INTERCEPT(vector, otherwise)                                                    \
+    if (!probe_trace)                                                                         \
+        return otherwise;                                                                     \
+    vector slot;                                                                              \
+    for (int lane = 0; lane < (int)(sizeof slot / sizeof slot[0]); lane++) {                  \
+        slot[lane] = probe_slots;                                                             \
+        probe_trace[2 * probe_slots] = hi[lane];                                              \
+        probe_trace[2 * probe_slots++ + 1] = tail[lane];                                      \
+    }                                                                                         \
     return slot;
+
+static REFBN_INLINE refbn_v probe_to_odd(refbn_v hi, refbn_v tail) { PROBE_INTERCEPT(refbn_v, refbn_to_odd(hi, tail)) }
+static REFBN_INLINE refbn_v probe_end(refbn_v hi, refbn_v tail, refbn_v one)
+{
+    PROBE_INTERCEPT(refbn_v, refbn_end(hi, tail, one))
+}
+static REFBN_INLINE refbn_w probe_end_w(refbn_w hi, refbn_w tail, refbn_w one)
+{
+    PROBE_INTERCEPT(refbn_w, refbn_end_w(hi, tail, one))
 }
 
 #define refbn_to_odd(hi, tail) probe_to_odd(hi, tail)
+#define refbn_end(hi, tail, one) probe_end(hi, tail, one)
+#define refbn_end_w(hi, tail, one) probe_end_w(hi, tail, one)
 #include "solve.h"
 
-#define refbn_solve(s, lanes) probe_solve(job, unit, is, s, lanes, rung)
+#define refbn_solve(s, lanes) probe_solve(job, &of->unit, is, s, lanes, rung)
 static void probe_solve(void *job, const refbn_unit *unit, const void *is, refbn_solution *s, int lanes, int rung);
 #include "kernels.c"
 #undef refbn_solve
@@ -61,6 +72,7 @@ typedef struct {
     double *sum[PROBE_RUNGS];                /* hi, lo, err of each sum */
     double *result[PROBE_RUNGS];             /* the same of each vector result */
     double *ends[PROBE_RUNGS][REFBN_TENSORS]; /* of each element: low in two parts, high in two */
+    double *biased[PROBE_RUNGS][REFBN_TENSORS]; /* the same of combinations from a bias on */
 } probe;
 
 static const probe *probe_current;
@@ -70,33 +82,54 @@ static void probe_balls(const refbn_balls *balls, int lane, double *to)
     to[0] = balls->hi[lane], to[1] = balls->lo[lane], to[2] = balls->err[lane];
 }
 
-static void probe_elements(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s, int which, double *ends)
+/* A tile's ends, from where they went. */
+static void probe_tile(const refbn_work *work, const refbn_ends *kept, const double *trace, int between, double *ends)
 {
-    const ptrdiff_t count = job->call->geometry.count;
-    double *trace = malloc(sizeof(double) * 4 * REFBN_BLOCK);
-    for (ptrdiff_t index = 0; index < refbn_tiles(job->call, unit); index++) {
-        const refbn_tile tile = refbn_tile_at(job->call, unit, index);
-        refbn_buffers buffers;
-        refbn_ends kept;
-        refbn_rows in[3] = {{0}};
-        probe_trace = trace;
-        probe_slots = 0;
-        refbn_enclose(job, unit, tile, s, which, 1, (refbn_rows){0}, &kept, in, &buffers);
-        probe_trace = NULL;
-        for (int k = 0; k < tile.rows * tile.columns; k++) {
-            const int row = k / tile.columns, lane = k % tile.columns;
-            if (unit->by_groups ? lane >= unit->groups : k >= tile.count)
-                continue;
-            const ptrdiff_t group = unit->group + (unit->by_groups ? lane : 0);
-            double *to = ends + 4 * (group * count + tile.start + (unit->by_groups ? row : k));
-            if (!s->twofold) { /* rounded already */
-                to[0] = kept.low[k], to[1] = 0.0, to[2] = kept.high[k], to[3] = 0.0;
-                continue;
-            }
-            const double *low = trace + 2 * (int)kept.low[k], *high = trace + 2 * (int)kept.high[k];
-            to[0] = low[0], to[1] = low[1], to[2] = high[0], to[3] = high[1];
+    const ptrdiff_t count = work->job->call->geometry.count;
+    const refbn_unit *unit = &work->turn.unit;
+    const refbn_tile tile = work->piece;
+    for (int k = 0; k < tile.rows * tile.columns; k++) {
+        const int row = k / tile.columns, lane = k % tile.columns;
+        if (unit->by_groups ? lane >= unit->groups : k >= tile.count)
+            continue;
+        const ptrdiff_t group = unit->group + (unit->by_groups ? lane : 0);
+        double *to = ends + 4 * (group * count + tile.start + (unit->by_groups ? row : k));
+        if (!trace) { /* rounded already */
+            to[0] = kept->low[k], to[1] = 0.0, to[2] = kept->high[k], to[3] = 0.0;
+            continue;
         }
+        const double *low = trace + 2 * (int)kept->low[k];
+        const double *high = between ? low + 2 * between : trace + 2 * (int)kept->high[k];
+        to[0] = low[0], to[1] = low[1], to[2] = high[0], to[3] = high[1];
     }
+}
+
+static void probe_elements(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s, int which, int rung)
+{
+    double *trace = malloc(sizeof(double) * 4 * REFBN_BLOCK);
+    for (int turn = 0; turn < refbn_turns(unit); turn++)
+        for (ptrdiff_t index = 0; index < refbn_tiles(job->call, unit); index++) {
+            refbn_work work = {.job = job, .s = s, .turn = refbn_turn_at(unit, turn)};
+            work.piece = refbn_tile_at(job->call, &work.turn.unit, index);
+            refbn_ends kept;
+            probe_trace = trace;
+            probe_slots = 0;
+            refbn_enclose(&work, which, 1, (refbn_rows){0}, &kept);
+            probe_trace = NULL;
+            probe_tile(&work, &kept, s->twofold ? trace : NULL, 0, probe_current->ends[rung][which]);
+            const uint64_t every = refbn_every(&work.turn.unit);
+            if ((s->biased[which] >> work.turn.lane & every) != every)
+                continue;
+            double slots[REFBN_BLOCK];
+            const int size = s->twofold ? 8 : 4, numbers = work.piece.rows * work.piece.columns;
+            probe_trace = trace;
+            probe_slots = 0;
+            refbn_combine_from_bias(&work, which, (refbn_rows){(char *)slots, work.piece.columns * size}, 0);
+            probe_trace = NULL;
+            for (int k = 0; k < numbers; k++)
+                kept.low[k] = s->twofold ? slots[k] : ((float *)slots)[k];
+            probe_tile(&work, &kept, trace, REFBN_WIDTH * 8 / size, probe_current->biased[rung][which]);
+        }
     free(trace);
 }
 
@@ -119,11 +152,8 @@ static void probe_copy(const refbn_job *job, const refbn_unit *unit, const refbn
                 probe_balls(&s->vector[k], lane, to->result[rung] + (group * REFBN_VECTORS + k) * 3);
     }
     for (int which = 0; which < REFBN_TENSORS; which++)
-        if (is->tensors >> which & 1) {
-            if (!unit->by_groups)
-                refbn_spread(s, which);
-            probe_elements(job, unit, s, which, to->ends[rung][which]);
-        }
+        if (is->tensors >> which & 1)
+            probe_elements(job, unit, s, which, rung);
 }
 
 static void probe_solve(void *job, const refbn_unit *unit, const void *is, refbn_solution *s, int lanes, int rung)
@@ -133,6 +163,8 @@ static void probe_solve(void *job, const refbn_unit *unit, const void *is, refbn
         probe_copy(job, unit, is, s, rung - 1);
     if (!probe_current->forced)
         return;
+    for (int k = 0; k < REFBN_TENSORS; k++)
+        s->biased[k] = 0;
     for (int lane = 0; lane < REFBN_LANES; lane++) {
         for (int k = 0; k < REFBN_VECTORS; k++)
             s->vector[k].err[lane] = refbn_infinity();

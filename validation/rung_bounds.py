@@ -87,7 +87,7 @@ _VECTOR_SLOTS = (
 )
 _RESULTS = ("mean", "var", "invstd", "dgamma", "dbeta", "dmean", "dvar")
 _SLOT = {"y_dot": "y", "ddy": "y", "running_mean": "mean", "running_var": "var", "out_mean": "dmean", "out_var": "dvar"}
-_STATE_SIZE = 10
+_STATE_SIZE = 11
 _LINES = 100
 _OF_A_KIND = 3  # lines of one quantity, at most
 _CLIMBS = 10  # for one run of another attack
@@ -129,6 +129,7 @@ class _Probe(ctypes.Structure):
         ("sum", ctypes.c_void_p * len(RUNGS)),
         ("result", ctypes.c_void_p * len(RUNGS)),
         ("ends", ctypes.c_void_p * (2 * len(RUNGS))),
+        ("biased", ctypes.c_void_p * (2 * len(RUNGS))),
     )
 
 
@@ -146,12 +147,15 @@ class Enclosures:
         The same of the vector results.
     elements : dict
         By output, of shape (G, m, 4): the low end as two numbers, the high one as two.
+    biased : dict
+        The same of combinations from a bias on.
     """
 
     setting: Doubles
     sums: Doubles
     results: Doubles
     elements: dict[str, Doubles]
+    biased: dict[str, Doubles]
 
 
 def available() -> tuple[str, ...]:
@@ -190,7 +194,7 @@ class Core:
         ----------
         call, which, setup
             What to compute, and how.
-        state : ndarray, shape (G, 10)
+        state : ndarray, shape (G, 11)
             Written by forward and inference, read by the others.
         forced : bool
             Whether no rung but the last, of exact integers, may decide anything.
@@ -234,12 +238,13 @@ class Core:
                 np.full((groups, 3, 3), np.nan),
                 np.full((groups, len(SUMS), 3), np.nan),
                 np.full((groups, len(_RESULTS), 3), np.nan),
-                {name: np.full((groups, m, 4), np.nan) for name in outputs if name in TENSORS},
+                *({name: np.full((groups, m, 4), np.nan) for name in outputs if name in TENSORS} for _ in range(2)),
             )
             probe.setting[rung], probe.sum[rung] = one.setting.ctypes.data, one.sums.ctypes.data
             probe.result[rung] = one.results.ctypes.data
             for name, ends in one.elements.items():
                 probe.ends[2 * rung + (name == "dx")] = ends.ctypes.data
+                probe.biased[2 * rung + (name == "dx")] = one.biased[name].ctypes.data
             found.append(one)
         if self._probe(ctypes.byref(probe)):
             raise MemoryError
@@ -506,10 +511,11 @@ def measure(core: Core, truth: Truth, which: Pass, setup: Setup, found: Findings
                 skip = np.zeros_like(missing)
             if output in TENSORS:
                 visited = ~np.isnan(one.setting).any(axis=(1, 2)) & ~skip
-                used, unclaimed = _check_elements(
-                    value.fraction_parts, truth.pair(which, output), one.elements[output], visited
-                )
-                found.add(key(f"{operation} {output}"), used, unclaimed, words)
+                for ends, kind in ((one.elements, ""), (one.biased, " from a bias")):
+                    used, unclaimed = _check_elements(
+                        value.fraction_parts, truth.pair(which, output), ends[output], visited
+                    )
+                    found.add(key(f"{operation} {output}{kind}"), used, unclaimed, words)
                 continue
             column = one.results[:, _RESULTS.index(_SLOT.get(output, output))]
             for g in np.flatnonzero(~skip & ~np.isnan(one.setting).any(axis=(1, 2))).tolist():
