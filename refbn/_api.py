@@ -110,7 +110,9 @@ def forward(
     shape = geometry.affine_shape
     y, mean, var, invstd = _like(x, dtype), np.empty(shape, dtype), np.empty(shape, dtype), np.empty(shape, dtype)
     if out is not None:
-        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta), y=y, mean=mean, var=var, invstd=invstd)
+        y, mean, var, invstd = _validate.outputs(
+            out, "y", (x, gamma, beta), {"y": y, "mean": mean, "var": var, "invstd": invstd}
+        )
 
     x = _geometry.native(x)
     x_view, y_view = geometry.canonical(x, y)
@@ -169,7 +171,7 @@ def inference(
     name, kernels = _backend(backend)
     y, invstd = _like(x, dtype), np.empty(geometry.affine_shape, dtype)
     if out is not None:
-        y, invstd = _validate.outputs(out, "y", (x, mean, var, gamma, beta), y=y, invstd=invstd)
+        y, invstd = _validate.outputs(out, "y", (x, mean, var, gamma, beta), {"y": y, "invstd": invstd})
 
     x = _geometry.native(x)
     x_view, y_view = geometry.canonical(x, y)
@@ -210,7 +212,7 @@ def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -
     dx, dgamma, dbeta, dmean, dvar = _gradients(saved)
     if out is not None:
         dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
-            out, None, _inputs(saved, dy), dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
+            out, None, _inputs(saved, dy), {"dx": dx, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
         )
 
     state, gamma = saved.state, saved.gamma
@@ -271,7 +273,7 @@ def jvp(
     result = _like(saved.x, saved.dtype)
     if out is not None:
         inputs = _inputs(saved, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
-        (result,) = _validate.outputs(out, "y_dot", inputs, y_dot=result)
+        (result,) = _validate.outputs(out, "y_dot", inputs, {"y_dot": result})
 
     state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
@@ -337,7 +339,7 @@ def double_backward(
     if out is not None:
         inputs = _inputs(saved, dy, ddx, ddgamma, ddbeta, ddmean, ddvar)
         ddy, dx, dgamma, dmean, dvar = _validate.outputs(
-            out, None, inputs, ddy=ddy, dx=dx, dgamma=dgamma, dmean=dmean, dvar=dvar
+            out, None, inputs, {"ddy": ddy, "dx": dx, "dgamma": dgamma, "dmean": dmean, "dvar": dvar}
         )
 
     state, gamma = saved.state, saved.gamma
@@ -407,7 +409,7 @@ def hvp(
     if out is not None:
         inputs = _inputs(saved, dy, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
         dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
-            out, None, inputs, dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
+            out, None, inputs, {"dx": dx, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
         )
 
     state, gamma = saved.state, saved.gamma

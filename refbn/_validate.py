@@ -355,7 +355,7 @@ def threads_variable(text: str, argument: str) -> int:
 # ---- outputs ---------------------------------------------------------------------------------------------------
 
 
-def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: Array | None) -> Iterable[Any]:
+def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], new: dict[str, Array | None]) -> Iterable[Any]:
     """Return the arrays that results go to: the caller's where ``out`` has one, ``new`` ones elsewhere. (C10 to C13).
 
     Parameters
@@ -366,15 +366,14 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: A
         The result that a bare array stands for, if there is one.
     inputs : iterable of ndarray or None
         What the outputs must not overlap.
-    **new : ndarray or None
+    new : dict from str to ndarray or None
         The results by name, of the right shapes and dtypes; None for one that the pass does not have.
     """
-    own = {name: array for name, array in new.items() if array is not None}
     if isinstance(out, np.ndarray):
         if main is None:
-            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {', '.join(own)}")
+            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {_present(new)}")
         out = {main: out}
-    if not isinstance(out, Mapping):
+    if not isinstance(out, (dict, Mapping)):  # dict first: asking the abstract class takes a while
         fail(
             DtypeError,
             "out",
@@ -383,19 +382,23 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: A
         )
     arrays = dict(out)
     for name, target in arrays.items():
-        if name not in own:
-            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {', '.join(own)}")
-        _output(target, f"out[{name!r}]", own[name].shape, own[name].dtype)
-    read = [array for array in inputs if array is not None]
-    for name, target in arrays.items():
-        others = [*read, *(other for key, other in arrays.items() if key != name)]
-        if any(_overlap(target, other) for other in others):
-            message = "shares memory with an input or another output, expected memory of its own"
-            fail(LayoutError, f"out[{name!r}]", "C13", message)
-    return {**new, **arrays}.values()
+        own = new.get(name)
+        if own is None:
+            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {_present(new)}")
+        _output(target, name, own.shape, own.dtype)
+    _apart(arrays, inputs)
+    return (new | arrays).values()
 
 
-def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _present(new: Mapping[str, Array | None]) -> str:
+    return ", ".join(name for name, array in new.items() if array is not None)
+
+
+def _output(target: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Check one array in out, for itself. (C10 to C13)."""
+    if type(target) is np.ndarray and target.shape == shape and target.dtype == dtype and target.flags.carray:
+        return  # dtype is in native byte order, and carray says contiguous, aligned and writeable
+    argument = f"out[{name!r}]"
     if not isinstance(target, np.ndarray):
         fail(DtypeError, argument, "C10", f"{_kind(target)}, expected an ndarray")
     if target.shape != shape:
@@ -413,7 +416,39 @@ def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[
         fail(LayoutError, argument, "C13", f"strides {target.strides} put two elements at one place")
 
 
+def _apart(targets: dict[str, Array], inputs: Iterable[Array | None]) -> None:
+    """No array in out shares memory with an input or with another one. (C13).
+
+    Two arrays that own their memory have nothing in common unless they are one: only views have to be compared.
+    """
+    owners: dict[int, Array] = {}
+    views: list[Array] = []
+    for array in inputs:
+        if array is None:
+            continue
+        if array.flags.owndata:
+            owners[id(array)] = array
+        else:
+            views.append(array)
+    clashing = None
+    for name, target in reversed(targets.items()):  # of two that clash the first is told
+        if target.flags.owndata:
+            others = [*views, target] if id(target) in owners else views
+            owners[id(target)] = target
+        else:
+            others = [*views, *owners.values()]
+            views.append(target)
+        for other in others:
+            if _overlap(target, other):
+                clashing = name
+    if clashing is not None:
+        message = "shares memory with an input or another output, expected memory of its own"
+        fail(LayoutError, f"out[{clashing!r}]", "C13", message)
+
+
 def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False  # their bounds are apart
     try:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any int, the stub knows two
     except np.exceptions.TooHardError:
