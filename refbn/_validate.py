@@ -61,7 +61,7 @@ CONSTRAINTS: dict[str, str] = {
 DENSE_LIMIT = 2**26
 THREAD_LIMIT = 1024  # REFBN_MAX_THREADS of the C core
 
-_SEEN: set[np.dtype[Any]] = set()  # dtypes of supported formats
+_SEEN: set[np.dtype[Any]] = set()  # dtypes of supported formats; a plain ndarray of one is spared the call of `array`
 
 
 def fail(
@@ -76,12 +76,10 @@ def fail(
 
 def array(value: Any, argument: str) -> Array:
     """Return ``value`` as an ndarray of a supported format, without a copy where its memory can be seen. (C1)."""
-    if type(value) is np.ndarray and value.dtype in _SEEN:
-        return value
     if isinstance(value, np.ma.MaskedArray):
         fail(DtypeError, argument, "C1", "a masked array, expected one without a mask")
     if isinstance(value, np.ndarray):
-        result = value.view(np.ndarray)
+        result = value if type(value) is np.ndarray else value.view(np.ndarray)
     elif hasattr(value, "__dlpack__") or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         try:
             result = _import(value)
@@ -141,7 +139,7 @@ def _import_bfloat16(value: Any) -> Array:
 
 def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
     """Return an array of exactly x's shape. (C1, C4)."""
-    result = array(value, argument)
+    result = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     if result.shape != shape:
         fail(ShapeError, argument, "C4", f"shape {result.shape}, expected {shape}, the shape of x")
     return result
@@ -149,7 +147,7 @@ def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
 
 def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int) -> Array:
     """Return an array of shape (C,). (C1, C3)."""
-    result = array(value, argument)
+    result = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     if result.shape != shape:
         where = f"the size of x along channel_axis={channel_axis}"
         fail(ShapeError, argument, "C3", f"shape {result.shape}, expected {shape}, {where}")
@@ -158,7 +156,7 @@ def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int)
 
 def input_tensor(value: Any, channel_axis: Any, argument: str = "x") -> tuple[Array, int]:
     """Return x and its channel axis counted from the front. (C1, C2)."""
-    x = array(value, argument)
+    x = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     ndim = x.ndim
     if not 2 <= ndim <= 32:
         fail(ShapeError, argument, "C2", f"{ndim} axes, expected 2 to 32")
@@ -373,7 +371,7 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], new: dic
         if main is None:
             fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {_present(new)}")
         out = {main: out}
-    if not isinstance(out, (dict, Mapping)):  # dict first: asking the abstract class takes a while
+    elif not isinstance(out, (dict, Mapping)):  # dict first: asking the abstract class takes a while
         fail(
             DtypeError,
             "out",

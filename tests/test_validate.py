@@ -321,6 +321,13 @@ def test_an_output_may_be_of_a_subclass_or_any_mapping():
 # ---- what is let through -------------------------------------------------------------------------------------------
 
 
+def test_a_plain_array_stays_itself_from_the_first_call_on(monkeypatch):
+    monkeypatch.setattr(_validate, "_SEEN", set())  # as in a fresh process
+    for _ in range(2):
+        saved = refbn.forward(X, VEC, VEC).saved
+        assert saved.x is X and saved.gamma is saved.beta is VEC
+
+
 def test_what_is_no_plain_array_is_seen_as_one():
     class Labelled(np.ndarray):
         pass
