@@ -353,8 +353,8 @@ def threads_variable(text: str, argument: str) -> int:
 # ---- outputs ---------------------------------------------------------------------------------------------------
 
 
-def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], new: dict[str, Array | None]) -> Iterable[Any]:
-    """Return the arrays that results go to: the caller's where ``out`` has one, ``new`` ones elsewhere. (C10 to C13).
+def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], like: Mapping[str, Any]) -> Iterable[Any]:
+    """Return the caller's arrays that results go to; None for a result that ``out`` has no array for. (C10 to C13).
 
     Parameters
     ----------
@@ -364,12 +364,12 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], new: dic
         The result that a bare array stands for, if there is one.
     inputs : iterable of ndarray or None
         What the outputs must not overlap.
-    new : dict from str to ndarray or None
-        The results by name, of the right shapes and dtypes; None for one that the pass does not have.
+    like : mapping from str to ndarray or None
+        Arrays of the results' shapes and dtypes by name; None for a result that the pass does not have.
     """
     if isinstance(out, np.ndarray):
         if main is None:
-            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {_present(new)}")
+            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {_present(like)}")
         out = {main: out}
     elif not isinstance(out, (dict, Mapping)):  # dict first: asking the abstract class takes a while
         fail(
@@ -380,16 +380,16 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], new: dic
         )
     arrays = dict(out)
     for name, target in arrays.items():
-        own = new.get(name)
+        own = like.get(name)
         if own is None:
-            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {_present(new)}")
+            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {_present(like)}")
         _output(target, name, own.shape, own.dtype)
     _apart(arrays, inputs)
-    return (new | arrays).values()
+    return map(arrays.get, like)
 
 
-def _present(new: Mapping[str, Array | None]) -> str:
-    return ", ".join(name for name, array in new.items() if array is not None)
+def _present(like: Mapping[str, Any]) -> str:
+    return ", ".join(name for name, array in like.items() if array is not None)
 
 
 def _output(target: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -1,6 +1,7 @@
 """Every constraint has a call that breaks it; each is told by its label, and nothing is written."""
 
 from fractions import Fraction
+from itertools import chain, combinations
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refbn
-from refbn import _validate
+from refbn import _api, _validate
 from refbn._formats import BFLOAT16
 
 X = np.arange(24.0).reshape(2, 4, 3) ** 1.5
@@ -206,9 +207,10 @@ def own():
 
 def told(out, inputs):
     """Return the name in the error that an overlap gives, or None."""
-    new = {name: np.empty(target.shape) for name, target in out.items()}
+    like = {"more": own(), **out}
     try:
-        assert list(_validate.outputs(out, None, inputs, new)) == list(out.values())
+        found = list(_validate.outputs(out, None, inputs, like))
+        assert all(a is b for a, b in zip(found, [None, *out.values()], strict=True))
     except refbn.LayoutError as error:
         assert error.label == "C13"
         return error.argument
@@ -316,6 +318,68 @@ def test_an_output_may_be_of_a_subclass_or_any_mapping():
     y = np.empty_like(X).view(Labelled)
     assert refbn.forward(X, out=MappingProxyType({"y": y})).y is y
     np.testing.assert_array_equal(y, refbn.forward(X).y)
+
+
+PASSES = {
+    "forward": (("y", "mean", "var", "invstd"), lambda out: refbn.forward(X, VEC, VEC, out=out)),
+    "inference": (("y", "invstd"), lambda out: refbn.inference(X, VEC, VEC, out=out)),
+    "backward": (("dx", "dgamma", "dbeta"), lambda out: refbn.backward(saved(), DY, out=out)),
+    "frozen backward": (
+        ("dx", "dgamma", "dbeta", "dmean", "dvar"),
+        lambda out: refbn.backward(frozen(), DY, out=out),
+    ),
+    "double_backward": (("ddy", "dx", "dgamma"), lambda out: refbn.double_backward(saved(), DY, X, VEC, out=out)),
+    "frozen double_backward": (
+        ("ddy", "dx", "dgamma", "dmean", "dvar"),
+        lambda out: refbn.double_backward(frozen(), DY, X, VEC, ddvar=VEC, out=out),
+    ),
+    "hvp": (("dx", "dgamma", "dbeta"), lambda out: refbn.hvp(saved(), DY, X, VEC, out=out)),
+    "frozen hvp": (
+        ("dx", "dgamma", "dbeta", "dmean", "dvar"),
+        lambda out: refbn.hvp(frozen(), DY, X, VEC, var_dot=VEC, out=out),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_any_of_the_results_may_be_given(name):
+    """Those that are given are returned, the others are new, and none has another value for it."""
+    results, call = PASSES[name]
+    plain = call(None)
+    for chosen in chain.from_iterable(combinations(results, n) for n in range(len(results) + 1)):
+        out = {result: np.full_like(getattr(plain, result), np.nan) for result in chosen}
+        found = call(out)
+        for result in results:
+            assert (getattr(found, result) is out.get(result)) == (result in out)
+            np.testing.assert_array_equal(getattr(found, result), getattr(plain, result))
+    with pytest.raises(refbn.DtypeError, match=f"'z', expected names from {', '.join(results)} "):
+        call({"z": X.copy()})
+
+
+def test_the_tangent_of_y_may_be_given_either_way():
+    plain, out = refbn.jvp(saved(), DY), np.full_like(X, np.nan)
+    assert refbn.jvp(saved(), DY, out=out) is refbn.jvp(saved(), DY, out={"y_dot": out}) is out
+    for found in (out, refbn.jvp(saved(), DY, out={})):
+        np.testing.assert_array_equal(found, plain)
+
+
+def test_what_is_given_is_not_allocated(monkeypatch):
+    before, after = saved(), frozen()
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(_api, "_like", refuse)
+    tensors = [np.empty_like(X) for _ in range(2)]
+    for one in (before, after):
+        refbn.backward(one, DY, out={"dx": tensors[0]})
+        refbn.jvp(one, DY, out=tensors[0])
+        refbn.double_backward(one, DY, X, out=dict(zip(("ddy", "dx"), tensors, strict=True)))
+        refbn.hvp(one, DY, X, out={"dx": tensors[0]})
+    refbn.forward(X, out=tensors[0])
+    refbn.inference(X, VEC, VEC, out=tensors[0])
+    with pytest.raises(MemoryError):
+        refbn.forward(X, out={"mean": np.empty(4)})
 
 
 # ---- what is let through -------------------------------------------------------------------------------------------
