@@ -108,9 +108,15 @@ def forward(
     beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
     name, kernels = _backend(backend)
     shape = geometry.affine_shape
-    y, mean, var, invstd = _like(x, dtype), np.empty(shape, dtype), np.empty(shape, dtype), np.empty(shape, dtype)
+    y = mean = var = invstd = None
     if out is not None:
-        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta), y=y, mean=mean, var=var, invstd=invstd)
+        vector = _geometry.zeros(shape, dtype)
+        like = {"y": _geometry.zeros(x.shape, dtype), "mean": vector, "var": vector, "invstd": vector}
+        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta), like)
+    y = _like(x, dtype) if y is None else y
+    mean = np.empty(shape, dtype) if mean is None else mean
+    var = np.empty(shape, dtype) if var is None else var
+    invstd = np.empty(shape, dtype) if invstd is None else invstd
 
     x = _geometry.native(x)
     x_view, y_view = geometry.canonical(x, y)
@@ -167,9 +173,12 @@ def inference(
     gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis)
     beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
     name, kernels = _backend(backend)
-    y, invstd = _like(x, dtype), np.empty(geometry.affine_shape, dtype)
+    y = invstd = None
     if out is not None:
-        y, invstd = _validate.outputs(out, "y", (x, mean, var, gamma, beta), y=y, invstd=invstd)
+        like = {"y": _geometry.zeros(x.shape, dtype), "invstd": _geometry.zeros(geometry.affine_shape, dtype)}
+        y, invstd = _validate.outputs(out, "y", (x, mean, var, gamma, beta), like)
+    y = _like(x, dtype) if y is None else y
+    invstd = np.empty(geometry.affine_shape, dtype) if invstd is None else invstd
 
     x = _geometry.native(x)
     x_view, y_view = geometry.canonical(x, y)
@@ -207,11 +216,11 @@ def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -
     """
     saved = _validate.saved(saved)
     dy = _validate.tensor(dy, "dy", saved.geometry.shape)
-    dx, dgamma, dbeta, dmean, dvar = _gradients(saved)
+    dx = dgamma = dbeta = dmean = dvar = None
     if out is not None:
-        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
-            out, None, _inputs(saved, dy), dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
-        )
+        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(out, None, _inputs(saved, dy), _like_gradients(saved))
+    dx, dgamma, dmean, dvar = _gradients(saved, dx, dgamma, dmean, dvar)
+    dbeta = np.empty(saved.beta.shape, saved.beta.dtype) if dbeta is None else dbeta
 
     state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
@@ -268,10 +277,12 @@ def jvp(
     beta_dot = _vector_or_zeros(beta_dot, "beta_dot", saved)
     mean_dot = _frozen_or_zeros(mean_dot, "mean_dot", saved)
     var_dot = _frozen_or_zeros(var_dot, "var_dot", saved)
-    result = _like(saved.x, saved.dtype)
+    result = None
     if out is not None:
         inputs = _inputs(saved, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
-        (result,) = _validate.outputs(out, "y_dot", inputs, y_dot=result)
+        like = {"y_dot": _geometry.zeros(saved.geometry.shape, saved.dtype)}
+        (result,) = _validate.outputs(out, "y_dot", inputs, like)
+    result = _like(saved.x, saved.dtype) if result is None else result
 
     state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
@@ -332,13 +343,14 @@ def double_backward(
     ddbeta = _vector_or_zeros(ddbeta, "ddbeta", saved)
     ddmean = _frozen_or_zeros(ddmean, "ddmean", saved)
     ddvar = _frozen_or_zeros(ddvar, "ddvar", saved)
-    dx, dgamma, _, dmean, dvar = _gradients(saved, dbeta=False)
-    ddy = _like(saved.x, saved.dtype)
+    ddy = dx = dgamma = dmean = dvar = None
     if out is not None:
         inputs = _inputs(saved, dy, ddx, ddgamma, ddbeta, ddmean, ddvar)
-        ddy, dx, dgamma, dmean, dvar = _validate.outputs(
-            out, None, inputs, ddy=ddy, dx=dx, dgamma=dgamma, dmean=dmean, dvar=dvar
-        )
+        tensor = _geometry.zeros(saved.geometry.shape, saved.dtype)
+        like = {"ddy": tensor, "dx": tensor, "dgamma": saved.gamma, "dmean": saved.mean, "dvar": saved.var}
+        ddy, dx, dgamma, dmean, dvar = _validate.outputs(out, None, inputs, like)
+    ddy = _like(saved.x, saved.dtype) if ddy is None else ddy
+    dx, dgamma, dmean, dvar = _gradients(saved, dx, dgamma, dmean, dvar)
 
     state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
@@ -403,12 +415,12 @@ def hvp(
     beta_dot = _vector_or_zeros(beta_dot, "beta_dot", saved)
     mean_dot = _frozen_or_zeros(mean_dot, "mean_dot", saved)
     var_dot = _frozen_or_zeros(var_dot, "var_dot", saved)
-    dx, dgamma, dbeta, dmean, dvar = _gradients(saved)
+    dx = dgamma = dbeta = dmean = dvar = None
     if out is not None:
         inputs = _inputs(saved, dy, x_dot, gamma_dot, beta_dot, mean_dot, var_dot)
-        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(
-            out, None, inputs, dx=dx, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar
-        )
+        dx, dgamma, dbeta, dmean, dvar = _validate.outputs(out, None, inputs, _like_gradients(saved))
+    dx, dgamma, dmean, dvar = _gradients(saved, dx, dgamma, dmean, dvar)
+    dbeta = np.empty(saved.beta.shape, saved.beta.dtype) if dbeta is None else dbeta
 
     state, gamma = saved.state, saved.gamma
     kernels = backends.load(saved.backend)
@@ -545,16 +557,24 @@ def _like(a: Array, dtype: np.dtype[Any]) -> Array:
     return np.empty(a.shape, dtype) if a.flags.c_contiguous else np.empty_like(a, dtype=dtype)
 
 
-def _gradients(saved: Saved, dbeta: bool = True) -> tuple[Any, ...]:
-    """Allocate dx, dgamma, dbeta, dmean and dvar: parameters' gradients in their own formats, None for no inputs."""
-    gamma, beta, mean, var = saved.gamma, saved.beta, saved.mean, saved.var
+def _gradients(saved: Saved, dx: Any, dgamma: Any, dmean: Any, dvar: Any) -> tuple[Any, ...]:
+    """Allocate those of dx, dgamma, dmean and dvar that are not given; None for no inputs.
+
+    Parameters' gradients have their own formats.
+    """
+    gamma, mean, var = saved.gamma, saved.mean, saved.var
     return (
-        _like(saved.x, saved.dtype),
-        np.empty(gamma.shape, gamma.dtype),
-        np.empty(beta.shape, beta.dtype) if dbeta else None,
-        None if mean is None else np.empty(mean.shape, mean.dtype),
-        None if var is None else np.empty(var.shape, var.dtype),
+        _like(saved.x, saved.dtype) if dx is None else dx,
+        np.empty(gamma.shape, gamma.dtype) if dgamma is None else dgamma,
+        np.empty(mean.shape, mean.dtype) if dmean is None and mean is not None else dmean,
+        np.empty(var.shape, var.dtype) if dvar is None and var is not None else dvar,
     )
+
+
+def _like_gradients(saved: Saved) -> dict[str, Array | None]:
+    """Return arrays like the gradients, for the checks of out."""
+    dx = _geometry.zeros(saved.geometry.shape, saved.dtype)
+    return {"dx": dx, "dgamma": saved.gamma, "dbeta": saved.beta, "dmean": saved.mean, "dvar": saved.var}
 
 
 def _inputs(saved: Saved, *more: Array | None) -> tuple[Array | None, ...]:

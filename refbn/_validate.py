@@ -61,7 +61,7 @@ CONSTRAINTS: dict[str, str] = {
 DENSE_LIMIT = 2**26
 THREAD_LIMIT = 1024  # REFBN_MAX_THREADS of the C core
 
-_SEEN: set[np.dtype[Any]] = set()  # dtypes of supported formats
+_SEEN: set[np.dtype[Any]] = set()  # dtypes of supported formats; a plain ndarray of one is spared the call of `array`
 
 
 def fail(
@@ -76,12 +76,10 @@ def fail(
 
 def array(value: Any, argument: str) -> Array:
     """Return ``value`` as an ndarray of a supported format, without a copy where its memory can be seen. (C1)."""
-    if type(value) is np.ndarray and value.dtype in _SEEN:
-        return value
     if isinstance(value, np.ma.MaskedArray):
         fail(DtypeError, argument, "C1", "a masked array, expected one without a mask")
     if isinstance(value, np.ndarray):
-        result = value.view(np.ndarray)
+        result = value if type(value) is np.ndarray else value.view(np.ndarray)
     elif hasattr(value, "__dlpack__") or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         try:
             result = _import(value)
@@ -141,7 +139,7 @@ def _import_bfloat16(value: Any) -> Array:
 
 def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
     """Return an array of exactly x's shape. (C1, C4)."""
-    result = array(value, argument)
+    result = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     if result.shape != shape:
         fail(ShapeError, argument, "C4", f"shape {result.shape}, expected {shape}, the shape of x")
     return result
@@ -149,7 +147,7 @@ def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
 
 def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int) -> Array:
     """Return an array of shape (C,). (C1, C3)."""
-    result = array(value, argument)
+    result = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     if result.shape != shape:
         where = f"the size of x along channel_axis={channel_axis}"
         fail(ShapeError, argument, "C3", f"shape {result.shape}, expected {shape}, {where}")
@@ -158,7 +156,7 @@ def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int)
 
 def input_tensor(value: Any, channel_axis: Any, argument: str = "x") -> tuple[Array, int]:
     """Return x and its channel axis counted from the front. (C1, C2)."""
-    x = array(value, argument)
+    x = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     ndim = x.ndim
     if not 2 <= ndim <= 32:
         fail(ShapeError, argument, "C2", f"{ndim} axes, expected 2 to 32")
@@ -355,8 +353,8 @@ def threads_variable(text: str, argument: str) -> int:
 # ---- outputs ---------------------------------------------------------------------------------------------------
 
 
-def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: Array | None) -> Iterable[Any]:
-    """Return the arrays that results go to: the caller's where ``out`` has one, ``new`` ones elsewhere. (C10 to C13).
+def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], like: Mapping[str, Any]) -> Iterable[Any]:
+    """Return the caller's arrays that results go to; None for a result that ``out`` has no array for. (C10 to C13).
 
     Parameters
     ----------
@@ -366,15 +364,14 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: A
         The result that a bare array stands for, if there is one.
     inputs : iterable of ndarray or None
         What the outputs must not overlap.
-    **new : ndarray or None
-        The results by name, of the right shapes and dtypes; None for one that the pass does not have.
+    like : mapping from str to ndarray or None
+        Arrays of the results' shapes and dtypes by name; None for a result that the pass does not have.
     """
-    own = {name: array for name, array in new.items() if array is not None}
     if isinstance(out, np.ndarray):
         if main is None:
-            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {', '.join(own)}")
+            fail(DtypeError, "out", "C10", f"an array, expected a mapping with keys from {_present(like)}")
         out = {main: out}
-    if not isinstance(out, Mapping):
+    elif not isinstance(out, (dict, Mapping)):  # dict first: asking the abstract class takes a while
         fail(
             DtypeError,
             "out",
@@ -383,19 +380,23 @@ def outputs(out: Any, main: str | None, inputs: Iterable[Array | None], **new: A
         )
     arrays = dict(out)
     for name, target in arrays.items():
-        if name not in own:
-            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {', '.join(own)}")
-        _output(target, f"out[{name!r}]", own[name].shape, own[name].dtype)
-    read = [array for array in inputs if array is not None]
-    for name, target in arrays.items():
-        others = [*read, *(other for key, other in arrays.items() if key != name)]
-        if any(_overlap(target, other) for other in others):
-            message = "shares memory with an input or another output, expected memory of its own"
-            fail(LayoutError, f"out[{name!r}]", "C13", message)
-    return {**new, **arrays}.values()
+        own = like.get(name)
+        if own is None:
+            fail(DtypeError, "out", "C10", f"result {name!r}, expected names from {_present(like)}")
+        _output(target, name, own.shape, own.dtype)
+    _apart(arrays, inputs)
+    return map(arrays.get, like)
 
 
-def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def _present(like: Mapping[str, Any]) -> str:
+    return ", ".join(name for name, array in like.items() if array is not None)
+
+
+def _output(target: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Check one array in out, for itself. (C10 to C13)."""
+    if type(target) is np.ndarray and target.shape == shape and target.dtype == dtype and target.flags.carray:
+        return  # dtype is in native byte order, and carray says contiguous, aligned and writeable
+    argument = f"out[{name!r}]"
     if not isinstance(target, np.ndarray):
         fail(DtypeError, argument, "C10", f"{_kind(target)}, expected an ndarray")
     if target.shape != shape:
@@ -413,7 +414,39 @@ def _output(target: Any, argument: str, shape: tuple[int, ...], dtype: np.dtype[
         fail(LayoutError, argument, "C13", f"strides {target.strides} put two elements at one place")
 
 
+def _apart(targets: dict[str, Array], inputs: Iterable[Array | None]) -> None:
+    """No array in out shares memory with an input or with another one. (C13).
+
+    Two arrays that own their memory have nothing in common unless they are one: only views have to be compared.
+    """
+    owners: dict[int, Array] = {}
+    views: list[Array] = []
+    for array in inputs:
+        if array is None:
+            continue
+        if array.flags.owndata:
+            owners[id(array)] = array
+        else:
+            views.append(array)
+    clashing = None
+    for name, target in reversed(targets.items()):  # of two that clash the first is told
+        if target.flags.owndata:
+            others = [*views, target] if id(target) in owners else views
+            owners[id(target)] = target
+        else:
+            others = [*views, *owners.values()]
+            views.append(target)
+        for other in others:
+            if _overlap(target, other):
+                clashing = name
+    if clashing is not None:
+        message = "shares memory with an input or another output, expected memory of its own"
+        fail(LayoutError, f"out[{clashing!r}]", "C13", message)
+
+
 def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False  # their bounds are apart
     try:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any int, the stub knows two
     except np.exceptions.TooHardError:

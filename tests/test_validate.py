@@ -1,13 +1,18 @@
 """Every constraint has a call that breaks it; each is told by its label, and nothing is written."""
 
 from fractions import Fraction
+from itertools import chain, combinations
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import refbn
-from refbn import _validate
+from refbn import _api, _validate
 from refbn._formats import BFLOAT16
 
 X = np.arange(24.0).reshape(2, 4, 3) ** 1.5
@@ -191,6 +196,200 @@ def test_good_calls_at_the_edges_pass():
     interleaved[..., 0] = X
     refbn.forward(interleaved[..., 0], out=interleaved[..., 1])
     assert refbn.BatchNorm(4, dialect="keras", channel_axis=1).forward(X[:1, :, :1]).y.shape == (1, 4, 1)
+
+
+# ---- outputs that share memory -------------------------------------------------------------------------------------
+
+
+def own():
+    return np.empty((4, 6))
+
+
+def told(out, inputs):
+    """Return the name in the error that an overlap gives, or None."""
+    like = {"more": own(), **out}
+    try:
+        found = list(_validate.outputs(out, None, inputs, like))
+        assert all(a is b for a, b in zip(found, [None, *out.values()], strict=True))
+    except refbn.LayoutError as error:
+        assert error.label == "C13"
+        return error.argument
+    return None
+
+
+BUFFER = np.zeros((8, 12))
+FOREIGN = np.frombuffer(bytearray(BUFFER.nbytes)).reshape(BUFFER.shape)
+WAYS = {
+    "itself": lambda a: a,
+    "view": lambda a: a[:],
+    "subclass": lambda a: a.view(np.memmap),
+    "reversed": lambda a: a[::-1, ::-1],
+    "transposed": lambda a: a.reshape(6, 4, copy=False).T,
+    "buffer": lambda a: np.asarray(memoryview(a)),
+    "frombuffer": lambda a: np.frombuffer(a).reshape(a.shape),
+    "interface": lambda a: np.lib.stride_tricks.as_strided(a, a.shape, a.strides),
+    "dlpack": lambda a: np.from_dlpack(a),
+    "torch": lambda a: torch.from_numpy(a).numpy(),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_is_known_whatever_way_it_is_seen(way):
+    """An array and another view of it: as input and output, and as two outputs, in either order."""
+    a = own()
+    b = WAYS[way](a)
+    assert np.shares_memory(a, b)
+    for one, other in ((a, b), (b, a), (b, b[:]), (b, b)):
+        assert told({"y": one}, [own(), other, None]) == "out['y']"
+        assert told({"mean": own(), "y": one, "var": other}, [own()]) == "out['y']"
+        assert told({"y": one, "var": own(), "mean": other}, [None, own()]) == "out['y']"
+    assert told({"y": a, "var": own()}, [own(), WAYS[way](own()), None]) is None
+    assert told({"y": own(), "var": b}, [own(), WAYS[way](own())]) is None
+
+
+@pytest.mark.parametrize("buffer", [BUFFER, FOREIGN], ids=["ndarray", "foreign"])
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (np.s_[:4, :6], np.s_[4:, :6], False),  # apart
+        (np.s_[:4, :6], np.s_[:4, 6:], False),  # side by side in each row
+        (np.s_[::2, ::2], np.s_[1::2, ::2], False),  # interleaved rows
+        (np.s_[::2, ::2], np.s_[::2, 1::2], False),  # interleaved columns
+        (np.s_[::2, ::2], np.s_[::-2, ::2], False),  # from the last row on: the odd ones
+        (np.s_[:4, :6], np.s_[3:7, 5:11], True),  # a corner
+        (np.s_[::2, :6], np.s_[:4, :6], True),
+        (np.s_[::2, ::2], np.s_[::2, 10::-2], True),
+    ],
+)
+def test_overlap_is_told_by_elements_not_by_bounds(buffer, one, other, overlap):
+    one, other = buffer[one], buffer[other]
+    assert told({"y": one}, [other]) == told({"y": other}, [one]) == ("out['y']" if overlap else None)
+    assert told({"mean": own(), "y": one, "var": other}, []) == ("out['y']" if overlap else None)
+
+
+def test_the_first_of_those_that_clash_is_told():
+    a, b, c = own(), own(), own()
+    assert told({"p": a, "q": b, "r": b, "s": a}, []) == "out['p']"
+    assert told({"p": a, "q": b, "r": b[:], "s": c}, [c]) == "out['q']"
+    assert told({"p": a, "q": b, "r": c[:]}, [c, b]) == "out['q']"
+    assert told({"p": a, "q": b}, [c, c, c[:], None]) is None  # inputs may share
+
+
+def test_empty_arrays_share_nothing():
+    empty = np.empty((0, 4))
+    assert told({"y": empty, "var": empty, "mean": empty[:]}, [empty]) is None
+    assert refbn.inference(empty, VEC, VEC, out=empty).y is empty
+
+
+@given(data=st.data())
+def test_overlaps_are_those_that_numpy_finds(data):
+    """Any windows on two buffers: the name that is told is that of the first output with a partner."""
+
+    def window():
+        a = data.draw(st.sampled_from([BUFFER, FOREIGN]))
+        rows, columns = data.draw(st.sampled_from([1, 2, -1, -2])), data.draw(st.sampled_from([1, 2, -1]))
+        top, left = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))
+        return a[top:, left:][::rows, ::columns][:2, :3] if data.draw(st.booleans()) else np.empty((2, 3))
+
+    inputs = [window() for _ in range(data.draw(st.integers(0, 3)))]
+    out = {name: window() for name in ("y", "mean", "var")[: data.draw(st.integers(1, 3))]}
+    partners = {name: [*inputs, *(other for key, other in out.items() if key != name)] for name in out}
+    clashing = [name for name in out if any(np.shares_memory(out[name], other) for other in partners[name])]
+    assert told(out, inputs) == (f"out['{clashing[0]}']" if clashing else None)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_output_may_lie_in_any_order(order):
+    expected = refbn.forward(X).y
+    y = np.full(X.shape, np.nan, order=order)
+    loose = np.full((*X.shape, 2), np.nan, order=order)[..., 0]
+    for out in (y, loose, loose[::-1]):
+        assert refbn.forward(X, out=out).y is out
+        np.testing.assert_array_equal(out, expected)
+        out.flags.writeable = False
+        with pytest.raises(refbn.LayoutError, match=r"out\['y'\]: read-only, .* \[C12\]"):
+            refbn.forward(X, out=out)
+
+
+def test_an_output_may_be_of_a_subclass_or_any_mapping():
+    class Labelled(np.ndarray):
+        pass
+
+    y = np.empty_like(X).view(Labelled)
+    assert refbn.forward(X, out=MappingProxyType({"y": y})).y is y
+    np.testing.assert_array_equal(y, refbn.forward(X).y)
+
+
+PASSES = {
+    "forward": (("y", "mean", "var", "invstd"), lambda out: refbn.forward(X, VEC, VEC, out=out)),
+    "inference": (("y", "invstd"), lambda out: refbn.inference(X, VEC, VEC, out=out)),
+    "backward": (("dx", "dgamma", "dbeta"), lambda out: refbn.backward(saved(), DY, out=out)),
+    "frozen backward": (
+        ("dx", "dgamma", "dbeta", "dmean", "dvar"),
+        lambda out: refbn.backward(frozen(), DY, out=out),
+    ),
+    "double_backward": (("ddy", "dx", "dgamma"), lambda out: refbn.double_backward(saved(), DY, X, VEC, out=out)),
+    "frozen double_backward": (
+        ("ddy", "dx", "dgamma", "dmean", "dvar"),
+        lambda out: refbn.double_backward(frozen(), DY, X, VEC, ddvar=VEC, out=out),
+    ),
+    "hvp": (("dx", "dgamma", "dbeta"), lambda out: refbn.hvp(saved(), DY, X, VEC, out=out)),
+    "frozen hvp": (
+        ("dx", "dgamma", "dbeta", "dmean", "dvar"),
+        lambda out: refbn.hvp(frozen(), DY, X, VEC, var_dot=VEC, out=out),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_any_of_the_results_may_be_given(name):
+    """Those that are given are returned, the others are new, and none has another value for it."""
+    results, call = PASSES[name]
+    plain = call(None)
+    for chosen in chain.from_iterable(combinations(results, n) for n in range(len(results) + 1)):
+        out = {result: np.full_like(getattr(plain, result), np.nan) for result in chosen}
+        found = call(out)
+        for result in results:
+            assert (getattr(found, result) is out.get(result)) == (result in out)
+            np.testing.assert_array_equal(getattr(found, result), getattr(plain, result))
+    with pytest.raises(refbn.DtypeError, match=f"'z', expected names from {', '.join(results)} "):
+        call({"z": X.copy()})
+
+
+def test_the_tangent_of_y_may_be_given_either_way():
+    plain, out = refbn.jvp(saved(), DY), np.full_like(X, np.nan)
+    assert refbn.jvp(saved(), DY, out=out) is refbn.jvp(saved(), DY, out={"y_dot": out}) is out
+    for found in (out, refbn.jvp(saved(), DY, out={})):
+        np.testing.assert_array_equal(found, plain)
+
+
+def test_what_is_given_is_not_allocated(monkeypatch):
+    before, after = saved(), frozen()
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(_api, "_like", refuse)
+    tensors = [np.empty_like(X) for _ in range(2)]
+    for one in (before, after):
+        refbn.backward(one, DY, out={"dx": tensors[0]})
+        refbn.jvp(one, DY, out=tensors[0])
+        refbn.double_backward(one, DY, X, out=dict(zip(("ddy", "dx"), tensors, strict=True)))
+        refbn.hvp(one, DY, X, out={"dx": tensors[0]})
+    refbn.forward(X, out=tensors[0])
+    refbn.inference(X, VEC, VEC, out=tensors[0])
+    with pytest.raises(MemoryError):
+        refbn.forward(X, out={"mean": np.empty(4)})
+
+
+# ---- what is let through -------------------------------------------------------------------------------------------
+
+
+def test_a_plain_array_stays_itself_from_the_first_call_on(monkeypatch):
+    monkeypatch.setattr(_validate, "_SEEN", set())  # as in a fresh process
+    for _ in range(2):
+        saved = refbn.forward(X, VEC, VEC).saved
+        assert saved.x is X and saved.gamma is saved.beta is VEC
 
 
 def test_what_is_no_plain_array_is_seen_as_one():
