@@ -15,7 +15,7 @@
  * u U, as is the rest of the constant, and all a_lo t together are at most 2/3 u U. A rounding costs u times the
  * power of two below its result. There are those of the rests (u^2 U each), K - 1 of their sums (2 u^2 U each),
  * K of adding an a_lo t (u^2 U if K = 1, else 2 u^2 U), that of the rest of the constant less or plus e (u^2 U + u
- * e), and one of adding that (2 u^2 U, 4 u^2 U if K = 3, and u e): (5, 11, 18) u^2 U + 2 u e. (K^2 + 3 K + 2) u^2 U
+ * e), and one of adding that (2 u^2 U, 4 u^2 U if K = 3, and u e): (5, 11, 18) u^2 U + 2 u e. (K^2 + 3 K + 3) u^2 U
  * pays for the constants' own roundings besides, and e is multiplied by 1 + 2^-20.
  *
  * REFBN_REAL is the format, REFBN_VECTOR its vector, REFBN_BITS the same as integers, REFBN_FUSE its fused

@@ -121,7 +121,11 @@ static inline void refbn_read_float(int format, float *to, const char *from, ptr
     switch (format) {
     case REFBN_F16: refbn_read_f16_float(to, from, stride, n); break;
     case REFBN_BF16: refbn_read_bf16_float(to, from, stride, n); break;
-    default: refbn_read_f32_float(to, from, stride, n);
+    default:
+        if (stride == 4)
+            __builtin_memcpy(to, from, (size_t)n * 4);
+        else
+            refbn_read_f32_float(to, from, stride, n);
     }
 }
 
@@ -131,7 +135,11 @@ static inline void refbn_read_double(int format, double *to, const char *from, p
     case REFBN_F16: refbn_read_f16_double(to, from, stride, n); break;
     case REFBN_BF16: refbn_read_bf16_double(to, from, stride, n); break;
     case REFBN_F32: refbn_read_f32_double(to, from, stride, n); break;
-    default: refbn_read_f64_double(to, from, stride, n);
+    default:
+        if (stride == 8)
+            __builtin_memcpy(to, from, (size_t)n * 8);
+        else
+            refbn_read_f64_double(to, from, stride, n);
     }
 }
 

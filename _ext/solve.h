@@ -284,7 +284,7 @@ static REFBN_INLINE void refbn_put_biased(refbn_solution *s, int which, int lane
     /* in few bits, so that it is a number of either format; at least 2 (1 + 2^-20) size */
     const refbn_v bias = (refbn_v)(((refbn_vi)(2.0 * (1.0 + 0x1p-8) * size)) & ~(((int64_t)1 << 40) - 1));
     usable &= nothing | ((refbn_vi)(bias >= smallest) & (refbn_vi)(bias <= most));
-    e += (terms * (terms + 3) + 2) * (unit * unit) * refbn_power_below(1.5 * bias);
+    e += (terms * (terms + 3) + 3) * (unit * unit) * refbn_power_below(1.5 * bias);
     if (s->twofold)
         refbn_put_biased_f64(&s->biased_f64[which], lane, terms, a, c, bias, e);
     else

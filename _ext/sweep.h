@@ -82,7 +82,7 @@ static int refbn_groups_at_once(const refbn_call *call)
  * rows start where streams may (lanes.h) and, by groups, where lines of the cache do. */
 static void refbn_plan_stream(const refbn_call *call, refbn_tensor *tensor)
 {
-    enum { LARGE = 1 << 22 }; /* bytes */
+    enum { LARGE = 1 << 24 }; /* bytes */
     const refbn_geometry *geometry = &call->geometry;
     const uintptr_t aligned = call->by_groups ? 63 : 15;
     uintptr_t starts = (uintptr_t)tensor->data | (uintptr_t)(call->by_groups ? 0 : tensor->group_stride);
