@@ -280,7 +280,7 @@ static void refbn_choose_limits(const refbn_job *job, const refbn_unit *unit, co
     for (int which = 0; which < 3; which++)
         for (int lane = 0; lane < REFBN_LANES; lane++)
             totals->limit[which][lane] = 0x1p-190;
-    for (int turn = 0; turn < refbn_turns(unit); turn++) {
+    for (int turn = 0; index < refbn_tiles(job->call, unit) && turn < refbn_turns(unit); turn++) {
         const refbn_turn at = refbn_turn_at(unit, turn);
         refbn_tile rest = refbn_tile_at(job->call, &at.unit, index);
         const refbn_tile piece = refbn_next_piece(job->call, &at.unit, &rest);
@@ -425,7 +425,7 @@ static void refbn_sweep_sums(refbn_job *job, refbn_ascent *band, int units, int 
             }
         __builtin_memset(totals->square, 0, sizeof totals->square);
         if (band[k].s.sums == REFBN_BIASED)
-            refbn_choose_limits(job, unit, &band[k].s, wanted, first < last ? first : 0, totals);
+            refbn_choose_limits(job, unit, &band[k].s, wanted, first, totals);
     }
     refbn_buffers buffers;
     for (ptrdiff_t index = first; index < last; index++)

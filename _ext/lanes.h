@@ -155,7 +155,10 @@ static REFBN_INLINE refbn_w refbn_multiply_add_w(refbn_w a, refbn_w b, refbn_w c
 }
 
 /* Both ends of the enclosures of biased.h, rounded. */
-static REFBN_INLINE refbn_v refbn_end(refbn_v hi, refbn_v tail, refbn_v one) { return refbn_multiply_add(tail, one, hi); }
+static REFBN_INLINE refbn_v refbn_end(refbn_v hi, refbn_v tail, refbn_v one)
+{
+    return refbn_multiply_add(tail, one, hi);
+}
 static REFBN_INLINE refbn_w refbn_end_w(refbn_w hi, refbn_w tail, refbn_w one)
 {
     return refbn_multiply_add_w(tail, one, hi);

@@ -396,7 +396,8 @@ static void refbn_raise_limits(int format, const refbn_rows *in, int rows, int c
                 const refbn_v magnitude = refbn_abs(refbn_take(format, data, 0));
                 largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
             }
-            const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), 32.0 * refbn_power_below(largest), (refbn_v){0});
+            const refbn_v above = 32.0 * refbn_power_below(largest);
+            const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), above, (refbn_v){0});
             if (by_groups) {
                 double *to = totals->limit[k] + at;
                 refbn_store(to, refbn_larger(refbn_load(to), limit));

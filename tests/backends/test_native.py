@@ -98,6 +98,20 @@ def test_no_elements_are_counted_where_there_are_none(build):
         assert not count(pass_name, problem)[ELEMENTS].any()
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 7, 7), (7, 3, 0, 5), (5, 9, 4, 0), (0, 12, 1, 1)], ids=str)
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 1, 0, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_empty_tensors_in_any_layout(build, shape, axes, dtype):
+    """However many axes the core sees, it reads nothing, and sums over nothing are 0."""
+    x = np.zeros([shape[axis] for axis in axes], dtype).transpose(np.argsort(axes))
+    ones = np.ones(x.shape[1], dtype)
+    fwd = refbn.inference(x, ones, ones, backend="native")
+    first, second = refbn.backward(fwd.saved, x), refbn.double_backward(fwd.saved, x, x)
+    sums = (first.dgamma, first.dbeta, first.dmean, first.dvar, second.dgamma, second.dmean, second.dvar)
+    assert fwd.y.shape == first.dx.shape == second.ddy.shape == x.shape
+    assert not any(total.any() for total in sums)
+
+
 @each_way
 @pytest.mark.parametrize("shape", [(9, 300), (70, 100), (2, 5000)], ids=str)
 @pytest.mark.parametrize("formats", UNIFORM + MIXED, ids=short)
