@@ -216,12 +216,19 @@ def as_json(
         "depth": depth,
         "cases": cases,
         "frameworks": [{"name": a.name, "version": a.version() or "", "dialect": a.dialect.name} for a in adapters],
-        "findings": [{**dataclasses.asdict(f), "worst": None if f.worst is None else list(f.worst)} for f in findings],
+        "findings": [
+            {**dataclasses.asdict(f), "worst": None if f.worst is None else list(f.worst), "id": f.id} for f in findings
+        ],
         "summary": [
             {"framework": framework, "operation": operation, "family": family, "verdict": verdict}
             for (framework, operation, family), verdict in summary(findings).items()
         ],
     }
+
+
+def _as_object(finding: Finding) -> dict[str, Any]:
+    where = None if finding.worst is None else list(finding.worst)
+    return {**dataclasses.asdict(finding), "worst": where, "id": finding.id}
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,15 @@ class Finding:
         The place of the error that is largest relative to the bound.
     note : str
         What else there is to say.
+    explanation : str
+        Which named convention or classic mistake gives the same numbers, and to how many digits; empty if none does or
+        none was looked for.
+    smallest : str
+        The descriptor of the smallest case that still shows it; empty if none was looked for.
+    thread : str
+        The address of a public report of it, if one is known.
+    known : bool
+        Whether it is listed as known and accepted for this version.
     """
 
     framework: str
@@ -80,6 +90,16 @@ class Finding:
     bound_ratio: float | None
     worst: tuple[int, ...] | None
     note: str
+    explanation: str = ""
+    smallest: str = ""
+    thread: str = ""
+    known: bool = False
+
+    @property
+    def id(self) -> str:
+        """A short, stable name of what was found: framework, operation, output and, of the case and check, a hash."""
+        digest = sha256(f"{self.case} {self.check}".encode()).hexdigest()[:6]
+        return "/".join(part for part in (self.framework, self.operation, self.output, digest) if part)
 
 
 def select(

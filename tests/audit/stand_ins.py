@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Perfect:
     operations = frozenset(OPERATIONS)
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+    environment: ClassVar = {}
 
     def version(self):
         return "1.0"

@@ -149,8 +149,8 @@ def test_the_schema_and_the_code_have_the_same_words():
     definitions = report.schema()["$defs"]
     assert definitions["verdict"]["enum"] == list(VERDICTS)
     assert definitions["family"]["enum"] == list(FAMILIES)
-    assert set(definitions["finding"]["required"]) == set(Finding.__dataclass_fields__)
-    assert set(definitions["finding"]["properties"]) == set(Finding.__dataclass_fields__)
+    assert set(definitions["finding"]["required"]) == {*Finding.__dataclass_fields__, "id"}
+    assert set(definitions["finding"]["properties"]) == {*Finding.__dataclass_fields__, "id"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ inside the adapter's methods, never when its module is imported.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -160,6 +161,9 @@ class Adapter(Protocol):
     dtypes: frozenset[str]
     differentiates_statistics: bool
     """Whether directions and gradients of frozen mean and var take part (else they are constants)."""
+    environment: Mapping[str, str]
+    """Environment variables that must be set before the framework is imported. Where they are not, the adapter runs
+    in a process of its own that has them."""
 
     def version(self) -> str | None:
         """Return the installed version, or None if the framework is not installed."""
@@ -175,3 +179,16 @@ class Adapter(Protocol):
 
     def set_threads(self, count: int) -> None:
         """Ask for a number of threads; Unsupported if that cannot be chosen."""
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """Return the heart of a script that asks the framework the same without refbn.
+
+        The lines may use ``np`` and arrays under the names of `Inputs`' fields, which stand above them in the script,
+        and ``eps`` and ``momentum``; they import the framework and leave a dict ``answer`` from the names of outputs to
+        arrays. `inputs` may decide what is written, such as the module's rank.
+
+        Raises
+        ------
+        Unsupported
+            If the framework cannot be asked this.
+        """

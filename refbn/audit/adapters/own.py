@@ -12,8 +12,8 @@ gets the verdict ``exact``. A composition rounds between its passes and is ``acc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Own:
     dialect = DIALECTS["torch"]
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -65,6 +66,10 @@ class Own:
         if self.backend != "native":
             raise Unsupported(f"the backend {self.backend} runs on the calling thread, not on {count}")
         self._threads = count
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        raise Unsupported(f"{self.name}: no script for {operation}")
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""

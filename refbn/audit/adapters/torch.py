@@ -11,10 +11,10 @@ binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's dty
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Torch:
     operations = frozenset(OPERATIONS)
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = False
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def version(self) -> str | None:
         """Return the installed version, or None; PyTorch is not imported for this."""
@@ -51,6 +52,10 @@ class Torch:
         import torch
 
         torch.set_num_threads(count)
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        raise Unsupported(f"{self.name}: no script for {operation}")
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""

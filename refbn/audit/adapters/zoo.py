@@ -15,7 +15,7 @@ Inside a member, tensors are matrices of shape (C, m) and vectors are columns (C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
@@ -329,6 +329,7 @@ class Control:
     }
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def version(self) -> str | None:
         """Return refbn's version: the zoo comes with it."""
@@ -337,6 +338,10 @@ class Control:
     def set_threads(self, count: int) -> None:
         """Refuse: NumPy runs on the calling thread."""
         raise Unsupported(f"the zoo runs on the calling thread, not on {count}")
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        raise Unsupported(f"{self.name}: no script for {operation}")
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
