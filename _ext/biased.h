@@ -48,16 +48,21 @@ static REFBN_INLINE REFBN_VECTOR REFBN_NAME(refbn_biased_load)(const char *from)
 
 /* Combine, test and write a tile; `lane` is the first one of the turn. Returns bits of the lanes with an
  * undecided element, by elements bit 0. */
-static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *in, refbn_tile tile,
+static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *in, const refbn_tile *tile,
                                                               const REFBN_NAME(refbn_biased) *of, int lane,
                                                               refbn_rows out, const int terms,
                                                               const int by_groups, const int stream)
 {
-    enum { WIDTH = sizeof(REFBN_VECTOR) / sizeof(REFBN_REAL), MOST = 2 };
+    enum { SIZE = sizeof(REFBN_REAL), WIDTH = sizeof(REFBN_VECTOR) / SIZE, MOST = 2 };
     const int unroll = MOST, sets = by_groups ? MOST : 1; /* of constants */
+    const int runs = by_groups ? 1 : tile->runs, parts = 1 + (!by_groups && tile->tail > 0);
+    const ptrdiff_t ahead[3] = {refbn_distance(&in[0], tile), terms > 1 ? refbn_distance(&in[1], tile) : 0,
+                                terms > 2 ? refbn_distance(&in[2], tile) : 0};
+    const ptrdiff_t ahead_to_write = refbn_distance(&out, tile);
     const REFBN_VECTOR one = (REFBN_VECTOR)refbn_opaque((refbn_v)((REFBN_VECTOR){0} + 1)); /* see rungs.h */
     uint64_t undecided = 0;
-    for (int column = 0; column < tile.columns; column += unroll * WIDTH) {
+    for (int next = 0; next < tile->columns; next += unroll * WIDTH) {
+        const int column = refbn_column(tile, next, unroll * WIDTH);
         REFBN_VECTOR hi[3][MOST], lo[3][MOST], start[MOST], bias[MOST], low[MOST], high[MOST];
         REFBN_BITS bad[MOST] = {{0}};
 #pragma GCC unroll 2
@@ -73,44 +78,53 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
             low[j] = REFBN_NAME(refbn_biased_get)(of->low + lane, at, by_groups);
             high[j] = REFBN_NAME(refbn_biased_get)(of->high + lane, at, by_groups);
         }
-        const char *data[3] = {NULL, NULL, NULL};
-#pragma GCC unroll 3
-        for (int k = 0; k < terms; k++)
-            data[k] = in[k].data + column * (int)sizeof(REFBN_REAL);
-        char *to = out.data + column * (int)sizeof(REFBN_REAL);
-        for (int row = 0; row < tile.rows; row++) {
+        for (int run = 0; run < runs; run++) {
+            const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                refbn_ahead(data[k], refbn_distance(in[k].stride), unroll * (int)sizeof(REFBN_VECTOR));
-            if (!stream)
-                refbn_ahead_to_write(to, refbn_distance(out.stride), unroll * (int)sizeof(REFBN_VECTOR));
-#pragma GCC unroll 2
-            for (int j = 0; j < unroll; j++) {
-                const int set = by_groups ? j : 0;
-                REFBN_VECTOR t[3], h = start[set], l = {0};
-#pragma GCC unroll 3
-                for (int k = 0; k < terms; k++) {
-                    t[k] = REFBN_NAME(refbn_biased_load)(data[k] + j * (int)sizeof(REFBN_VECTOR));
-                    const REFBN_VECTOR sum = REFBN_FUSE(hi[k][set], t[k], h);
-                    const REFBN_VECTOR rest = REFBN_FUSE(hi[k][set], t[k], h - sum);
-                    l = k == 0 ? rest : l + rest;
-                    h = sum;
-                }
+                data[k] = in[k].data + run * in[k].run + column * SIZE;
+            char *to = out.data + run * out.run + column * SIZE;
+            for (int part = 0; part < parts; part++) { /* the rows, then the tail */
+                const int rows = part == 0 ? tile->rows : 1, back = part == 0 ? 0 : refbn_back(tile) * SIZE;
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++)
-                    l = REFBN_FUSE(lo[k][set], t[k], l);
-                h -= bias[set];
-                const REFBN_VECTOR from = REFBN_END(h, l + low[set], one);
-                bad[j] |= (REFBN_BITS)from ^ (REFBN_BITS)REFBN_END(h, l + high[set], one);
-                if (stream)
-                    refbn_stream(to + j * (int)sizeof from, (refbn_v)from);
-                else
-                    __builtin_memcpy(to + j * (int)sizeof from, &from, sizeof from);
-            }
+                    data[k] -= back;
+                to -= back;
+                for (int row = 0; row < rows; row++) {
 #pragma GCC unroll 3
-            for (int k = 0; k < terms; k++)
-                data[k] += in[k].stride;
-            to += out.stride;
+                    for (int k = 0; k < terms; k++)
+                        refbn_ahead(data[k], ahead[k], unroll * (int)sizeof(REFBN_VECTOR));
+                    if (!stream)
+                        refbn_ahead_to_write(to, ahead_to_write, unroll * (int)sizeof(REFBN_VECTOR));
+#pragma GCC unroll 2
+                    for (int j = 0; j < unroll; j++) {
+                        const int set = by_groups ? j : 0;
+                        REFBN_VECTOR t[3], h = start[set], l = {0};
+#pragma GCC unroll 3
+                        for (int k = 0; k < terms; k++) {
+                            t[k] = REFBN_NAME(refbn_biased_load)(data[k] + j * (int)sizeof(REFBN_VECTOR));
+                            const REFBN_VECTOR sum = REFBN_FUSE(hi[k][set], t[k], h);
+                            const REFBN_VECTOR rest = REFBN_FUSE(hi[k][set], t[k], h - sum);
+                            l = k == 0 ? rest : l + rest;
+                            h = sum;
+                        }
+#pragma GCC unroll 3
+                        for (int k = 0; k < terms; k++)
+                            l = REFBN_FUSE(lo[k][set], t[k], l);
+                        h -= bias[set];
+                        const REFBN_VECTOR from = REFBN_END(h, l + low[set], one);
+                        bad[j] |= (REFBN_BITS)from ^ (REFBN_BITS)REFBN_END(h, l + high[set], one);
+                        if (stream)
+                            refbn_stream(to + j * (int)sizeof from, (refbn_v)from);
+                        else
+                            __builtin_memcpy(to + j * (int)sizeof from, &from, sizeof from);
+                    }
+#pragma GCC unroll 3
+                    for (int k = 0; k < terms; k++)
+                        data[k] += in[k].stride;
+                    to += out.stride;
+                }
+            }
         }
 #pragma GCC unroll 2
         for (int j = 0; j < unroll; j++)
@@ -122,7 +136,7 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
 }
 
 /* Which variant is wanted; each is a loop of its own. */
-static uint64_t REFBN_NAME(refbn_combine_tile_biased)(const refbn_rows *in, refbn_tile tile,
+static uint64_t REFBN_NAME(refbn_combine_tile_biased)(const refbn_rows *in, const refbn_tile *tile,
                                                       const REFBN_NAME(refbn_biased) *of, int lane,
                                                       refbn_rows out, int terms, int by_groups, int stream)
 {

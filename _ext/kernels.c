@@ -286,8 +286,8 @@ static void refbn_choose_limits(const refbn_job *job, const refbn_unit *unit, co
         const refbn_tile piece = refbn_next_piece(job->call, &at.unit, &rest);
         refbn_rows in[3];
         refbn_read_inputs(job, &at, piece, wanted, s, in, &buffers);
-        refbn_raise_limits(job->narrow ? REFBN_F32 : REFBN_F64, in, piece.rows < FIRST ? piece.rows : FIRST, 0,
-                           piece.columns, totals, at.lane, unit->by_groups, wanted);
+        refbn_raise_limits(job->narrow ? REFBN_F32 : REFBN_F64, in, &piece, FIRST, 0, piece.columns, totals, at.lane,
+                           unit->by_groups, wanted);
     }
     if (!wanted[0])
         for (int lane = 0; lane < unit->groups; lane++) {
@@ -295,13 +295,23 @@ static void refbn_choose_limits(const refbn_job *job, const refbn_unit *unit, co
             const double limit = 2.0 * ((refbn_bits){.i = largest.i & ((int64_t)0x7ff << 52)}).f;
             totals->limit[0][lane] = limit > 0x1p-190 ? limit : 0x1p-190;
         }
+    if (!wanted[0] && unit->by_groups)
+        refbn_repeat(unit, totals->limit[0]);
+}
+
+/* How many lanes of totals belong to a group, and which ones. */
+static int refbn_spread(const refbn_unit *unit) { return unit->by_groups ? unit->copies : REFBN_WIDTH; }
+
+static int refbn_spread_at(const refbn_unit *unit, int lane, int k)
+{
+    return unit->by_groups ? lane + k * unit->groups : lane * REFBN_WIDTH + k;
 }
 
 /* One sum of all members, from all lanes of each group, to a lane for each group. */
 static void refbn_collect_sum(const refbn_job *job, const refbn_unit *unit, const refbn_totals *members, int k,
                               refbn_balls *sum)
 {
-    const int size = job->team->size, lanes = unit->by_groups ? unit->groups : unit->groups * REFBN_WIDTH;
+    const int size = job->team->size, lanes = unit->groups * refbn_spread(unit);
     double hi[REFBN_SPREAD], lo[REFBN_SPREAD];
     for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
         refbn_pair all = {refbn_load(members[0].hi[k] + lane), refbn_load(members[0].lo[k] + lane)};
@@ -311,12 +321,15 @@ static void refbn_collect_sum(const refbn_job *job, const refbn_unit *unit, cons
         refbn_store(hi + lane, all.hi);
         refbn_store(lo + lane, all.lo);
     }
-    for (int lane = 0; lane < REFBN_LANES; lane++) {
-        const int from = refbn_spread_lane(unit->by_groups, lane);
-        sum->hi[lane] = lane < unit->groups ? hi[from] : 0.0;
-        sum->lo[lane] = lane < unit->groups ? lo[from] : 0.0;
-        for (int more = 1; !unit->by_groups && lane < unit->groups && more < REFBN_WIDTH; more++)
-            refbn_two_sum_one(&sum->hi[lane], &sum->lo[lane], hi[from + more], lo[from + more]);
+    for (int lane = 0; lane < refbn_lanes(unit); lane++) {
+        sum->hi[lane] = sum->lo[lane] = 0.0;
+        for (int k = 0; lane < unit->groups && k < refbn_spread(unit); k++) {
+            const int from = refbn_spread_at(unit, lane, k);
+            if (k == 0)
+                sum->hi[lane] = hi[from], sum->lo[lane] = lo[from];
+            else
+                refbn_two_sum_one(&sum->hi[lane], &sum->lo[lane], hi[from], lo[from]);
+        }
     }
 }
 
@@ -324,19 +337,24 @@ static void refbn_collect_sum(const refbn_job *job, const refbn_unit *unit, cons
 static void refbn_collect_bounds(const refbn_job *job, const refbn_unit *unit, const refbn_totals *members,
                                  refbn_solution *s, int tensor, double *limit)
 {
-    for (int lane = 0; lane < unit->groups; lane++) {
-        double square = 0.0;
-        limit[lane] = 0.0;
-        for (int rank = 0; rank < job->team->size; rank++) {
-            const refbn_totals *member = members + rank;
-            const double *squares = member->square[tensor] + refbn_spread_lane(unit->by_groups, lane);
-            for (int k = 0; k < (unit->by_groups ? 1 : REFBN_WIDTH); k++)
-                square = squares[k] <= square || square != square ? square : squares[k]; /* a NaN stays */
-            if (s->sums == REFBN_BIASED && member->limit[tensor][lane] > limit[lane])
-                limit[lane] = member->limit[tensor][lane];
-        }
-        s->largest[tensor][lane] = REFBN_SQRT(square) * (1.0 + 0x1p-20);
+    double square[REFBN_LANES];
+    for (int lane = 0; lane < refbn_lanes(unit); lane++)
+        square[lane] = limit[lane] = 0.0;
+    for (int rank = 0; rank < job->team->size; rank++) {
+        const refbn_totals *member = members + rank;
+        for (int lane = 0; lane < unit->groups; lane++)
+            for (int k = 0; k < refbn_spread(unit); k++) {
+                const double own = member->square[tensor][refbn_spread_at(unit, lane, k)], before = square[lane];
+                square[lane] = own <= before || before != before ? before : own; /* a NaN stays */
+            }
+        for (int lane = 0; s->sums == REFBN_BIASED && lane < unit->groups; lane++)
+            for (int k = 0; k < unit->copies; k++) {
+                const double own = member->limit[tensor][lane + k * unit->groups];
+                limit[lane] = own > limit[lane] ? own : limit[lane];
+            }
     }
+    for (int lane = 0; lane < refbn_lanes(unit); lane += REFBN_WIDTH)
+        refbn_store(s->largest[tensor] + lane, refbn_root(refbn_load(square + lane)) * (1.0 + 0x1p-20));
 }
 
 /* Every member's totals, added up to balls. */
@@ -358,7 +376,7 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, const re
     const double tiles = (double)refbn_tiles(job->call, unit) * (unit->by_groups ? REFBN_ROWS / REFBN_STRIP : 1);
     const double pieces = tiles + (double)refbn_runs(job->call);
     const double additions = pieces + (double)(job->team->size * REFBN_ROW + REFBN_LANES);
-    const double chains = s->sums == REFBN_BIASED ? pieces * (unit->by_groups ? 1.0 : (double)REFBN_ROW) : 0.0;
+    const double chains = s->sums == REFBN_BIASED ? pieces * (double)(unit->by_groups ? unit->copies : REFBN_ROW) : 0.0;
     for (int lane = 0; lane < lanes; lane += REFBN_WIDTH) {
         refbn_v root[4], limits[4]; /* of the sums of 1, t^2, g^2, u^2; of 1, x, dy, x_dot */
         root[0] = refbn_root(refbn_splat(s->count));
@@ -374,7 +392,10 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, const re
         for (int k = 0; k < REFBN_SUMS; k++)
             if (refbn_has_sum(k, moments, g, u)) {
                 const int plain = k == REFBN_GG || k == REFBN_UU, *of = factors[k];
-                const double factor = (plain ? REFBN_PLAIN_SQUARES : REFBN_DOUBLE_SUM) + additions * 0x4p-106;
+                const double own = s->sums == REFBN_BRIEF ? REFBN_BRIEF_SUM
+                                   : plain                ? REFBN_PLAIN_SQUARES
+                                                          : REFBN_DOUBLE_SUM;
+                const double factor = own + additions * 0x4p-106;
                 const refbn_v biased = 128.0 * REFBN_BIASED_SUM * chains * (limits[of[0]] * limits[of[1]]);
                 refbn_store(s->sum[k].err + lane,
                             (root[of[0]] * root[of[1]] * factor + biased) * (1.0 + 0x1p-20));
@@ -395,16 +416,15 @@ static void refbn_sum_piece(const refbn_job *job, refbn_ascent *of, const refbn_
     refbn_totals *totals = of->totals + job->team->rank;
     refbn_rows in[3];
     refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
-    const uint32_t exceeding = refbn_sum_tile(of->s.sums, format, in, piece, part, of->s.pivot, totals, at->lane,
-                                              by_groups, wanted[0], wanted[1], wanted[2]);
+    const uint32_t exceeding =
+        refbn_sum_tile(of->s.sums, format, in, &piece, part, of->s.pivot, totals, at->lane, by_groups, wanted);
     if (!exceeding)
         return;
     if (part != REFBN_WHOLE) {
         piece = tile;
         refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
     }
-    refbn_sum_exceeding(format, in, piece, exceeding, of->s.pivot, totals, at->lane, by_groups, wanted[0], wanted[1],
-                        wanted[2]);
+    refbn_sum_exceeding(format, in, &piece, exceeding, of->s.pivot, totals, at->lane, by_groups, wanted);
 }
 
 /* The sums of the units of a band; all of them the same ones. By groups, units take turns at strips of a tile, and
@@ -417,6 +437,8 @@ static void refbn_sweep_sums(refbn_job *job, refbn_ascent *band, int units, int 
     for (int k = 0; k < units; k++) {
         const refbn_unit *unit = &band[k].unit;
         refbn_totals *totals = band[k].totals + rank;
+        for (int which = 0; which < 3 && by_groups; which++)
+            refbn_repeat(unit, band[k].s.pivot[which]);
         const size_t lanes = (size_t)(by_groups ? refbn_columns(unit) : unit->groups * REFBN_WIDTH);
         for (int sum = 0; sum < REFBN_SUMS; sum++)
             if (refbn_has_sum(sum, band->moments, g, u)) {
@@ -458,9 +480,11 @@ static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solu
     if (s->scaled)
         return 0;
     const double *row = job->call->state + unit->group * REFBN_STATE_SIZE;
-    for (int lane = 0; lane < unit->groups; lane++)
-        if (row[lane * REFBN_STATE_SIZE + REFBN_STATE_RUNG] > REFBN_TWOFOLD)
+    for (int lane = 0; lane < unit->groups; lane++) {
+        const double rung = row[lane * REFBN_STATE_SIZE + REFBN_STATE_RUNG];
+        if (rung > REFBN_TWOFOLD || (s->twofold && rung < REFBN_TWOFOLD))
             return 0;
+    }
     s->dispensable[0] = 1;
     for (int lane = 0; lane < unit->groups; lane++, row += REFBN_STATE_SIZE) {
         s->pivot[0][lane] = row[REFBN_STATE_PIVOT];
@@ -481,12 +505,12 @@ static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solu
 
 /* Keep what the derivatives want to know. A group with which binary64 could do nothing is to begin with the
  * next rung. */
-static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s, int rung)
+static void refbn_save(const refbn_job *job, const refbn_unit *unit, const refbn_solution *s)
 {
     for (int lane = 0; lane < unit->groups; lane++) {
         double *row = job->call->state + (unit->group + lane) * REFBN_STATE_SIZE;
         const int hopeless = s->twofold && !s->narrow && (s->hopeless[REFBN_TO_Y] >> lane & 1);
-        row[REFBN_STATE_RUNG] = hopeless ? REFBN_SCALED : rung;
+        row[REFBN_STATE_RUNG] = hopeless ? REFBN_SCALED : s->sums == REFBN_BRIEF ? REFBN_PLAIN : REFBN_TWOFOLD;
         row[REFBN_STATE_COUNT] = s->count;
         row[REFBN_STATE_EPS] = s->eps;
         row[REFBN_STATE_PIVOT] = s->pivot[0][lane];
@@ -521,10 +545,16 @@ static void refbn_move_pivots(refbn_solution *s, int lanes, int g, int u)
     }
 }
 
+/* The part of a mean square about 0 that a variance must be, or the sums tell too little of it. */
+static double refbn_least_part(const refbn_solution *s, int frozen)
+{
+    return s->sums == REFBN_BRIEF ? 0x1p-3 : s->narrow && !frozen ? 0x1p-16 : 0x1p-10;
+}
+
 /* Whether a tensor of some group is so far from 0 that its sums about 0 tell too little of what varies. */
 static int refbn_is_far(const refbn_solution *s, int groups, int sum, int square)
 {
-    const double part = s->narrow ? 0x1p-16 : 0x1p-10;
+    const double part = refbn_least_part(s, 0);
     int far = 0;
     for (int lane = 0; lane < groups; lane++) {
         const double mean = s->sum[sum].hi[lane] / s->count, mean_square = s->sum[square].hi[lane] / s->count;
@@ -533,8 +563,8 @@ static int refbn_is_far(const refbn_solution *s, int groups, int sum, int square
     return far;
 }
 
-/* Whether what was summed about 0 should have been summed about pivots. */
-static int refbn_should_center(const refbn_traits *is, refbn_ascent *of)
+/* Whether what was summed about 0 asks for better sums. */
+static int refbn_tells_too_little(const refbn_traits *is, refbn_ascent *of)
 {
     refbn_solution *s = &of->s;
     const int groups = of->unit.groups;
@@ -542,35 +572,53 @@ static int refbn_should_center(const refbn_traits *is, refbn_ascent *of)
         return refbn_is_far(s, groups, REFBN_T, REFBN_TT) || (is->g && refbn_is_far(s, groups, REFBN_G, REFBN_GG)) ||
                (is->u && refbn_is_far(s, groups, REFBN_U, REFBN_UU));
     const refbn_balls before = s->sum[REFBN_TT];
+    const double part = refbn_least_part(s, 1);
     refbn_move_pivots(s, refbn_lanes(&of->unit), is->g, is->u);
     int far = 0;
     for (int lane = 0; lane < groups; lane++)
-        far |= !(s->sum[REFBN_TT].hi[lane] >= 0x1p-10 * before.hi[lane]);
+        far |= !(s->sum[REFBN_TT].hi[lane] >= part * before.hi[lane]);
     return far;
 }
 
-/* All sums that the pass needs of the units of a band. About 0 and from a bias on where a unit's tensors allow it;
- * else about pivots, as are those of a unit of which its sums show that it needs them. */
+/* Whether brief sums will do: in a group that is not too long. What they leave undecided is summed again, and the
+ * more elements there are, and the more sums, the likelier that is; by groups it would be many groups at once. */
+static int refbn_may_be_brief(const refbn_job *job, const refbn_traits *is, const refbn_ascent *of)
+{
+    const ptrdiff_t longest = (ptrdiff_t)1 << (is->g && is->u ? 13 : is->g || is->u ? 15 : 17);
+    return of->s.narrow && !of->s.twofold && !of->unit.by_groups && job->call->geometry.count <= longest;
+}
+
+/* All sums that the pass needs of the units of a band. About 0 where a unit's tensors allow it, briefly or, from the
+ * second rung on, from a bias on; else about pivots. Units whose sums show that they need better ones get them. */
 static void refbn_make_sums(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units)
 {
-    int moments = 0, about_0[REFBN_BAND];
+    int moments = 0;
     for (int k = 0; k < units; k++)
         moments |= is->frozen || job->pass == REFBN_FORWARD || !refbn_recall(job, &band[k].unit, &band[k].s);
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         band[k].moments = moments;
-        about_0[k] = !s->scaled && s->dispensable[0] && (!is->g || s->dispensable[1]) && (!is->u || s->dispensable[2]);
-        s->sums = !about_0[k] ? REFBN_CENTERED : s->narrow || REFBN_FUSED ? REFBN_BIASED : REFBN_DIRECT;
-        if (about_0[k]) {
-            __builtin_memcpy(band[k].pivots, s->pivot, sizeof s->pivot);
-            __builtin_memset(s->pivot, 0, sizeof s->pivot);
+        if (s->scaled || !s->dispensable[0] || (is->g && !s->dispensable[1]) || (is->u && !s->dispensable[2])) {
+            s->sums = REFBN_CENTERED;
+            continue;
         }
+        s->sums = refbn_may_be_brief(job, is, &band[k]) ? REFBN_BRIEF
+                  : s->narrow || REFBN_FUSED             ? REFBN_BIASED
+                                                         : REFBN_DIRECT;
+        __builtin_memcpy(band[k].pivots, s->pivot, sizeof s->pivot);
+        __builtin_memset(s->pivot, 0, sizeof s->pivot);
     }
     refbn_sweep_sums(job, band, units, is->g, is->u);
     for (int k = 0; k < units; k++)
-        if (about_0[k] && refbn_should_center(is, &band[k])) {
-            __builtin_memcpy(band[k].s.pivot, band[k].pivots, sizeof band[k].pivots);
-            band[k].s.sums = REFBN_CENTERED;
+        while (band[k].s.sums != REFBN_CENTERED && refbn_tells_too_little(is, &band[k])) {
+            refbn_solution *s = &band[k].s;
+            if (s->sums == REFBN_BRIEF) {
+                s->sums = REFBN_BIASED;
+                __builtin_memset(s->pivot, 0, sizeof s->pivot);
+            } else {
+                s->sums = REFBN_CENTERED;
+                __builtin_memcpy(s->pivot, band[k].pivots, sizeof s->pivot);
+            }
             refbn_sweep_sums(job, &band[k], 1, is->g, is->u);
         }
 }
@@ -784,7 +832,7 @@ static uint64_t refbn_enclose(refbn_work *work, int which, int odd, refbn_rows o
     refbn_rows used[3];
     refbn_take_inputs(work, &s->tensor[which], used);
     return refbn_combine_tile(s->twofold, s->sums != REFBN_CENTERED && !refbn_traits_of(s->pass).frozen, used,
-                              work->piece, &s->tensor[which], s->center, work->turn.lane,
+                              &work->piece, &s->tensor[which], s->center, work->turn.lane,
                               work->turn.unit.by_groups, out, ends,
                               s->scaled || refbn_traits_of(s->pass).frozen, odd);
 }
@@ -796,10 +844,55 @@ static uint64_t refbn_combine_from_bias(refbn_work *work, int which, refbn_rows 
     const int terms = s->tensor[which].terms, lane = work->turn.lane, by_groups = work->turn.unit.by_groups;
     refbn_rows used[3];
     refbn_take_inputs(work, &s->tensor[which], used);
-    return s->twofold ? refbn_combine_tile_biased_f64(used, work->piece, &s->biased_f64[which], lane, out, terms,
+    return s->twofold ? refbn_combine_tile_biased_f64(used, &work->piece, &s->biased_f64[which], lane, out, terms,
                                                       by_groups, stream)
-                      : refbn_combine_tile_biased_f32(used, work->piece, &s->biased_f32[which], lane, out, terms,
+                      : refbn_combine_tile_biased_f32(used, &work->piece, &s->biased_f32[which], lane, out, terms,
                                                       by_groups, stream);
+}
+
+/* What combinations want to know of each group, for all its lanes. */
+static void refbn_repeat_solution(const refbn_unit *unit, refbn_solution *s)
+{
+    const int first = unit->groups, lanes = refbn_row_lanes(unit);
+    if (lanes == first)
+        return;
+    for (int which = 0; which < 3; which++)
+        refbn_repeat(unit, s->center[which]);
+    for (int which = 0; which < REFBN_TENSORS; which++) {
+        if (!(refbn_traits_of(s->pass).tensors >> which & 1))
+            continue;
+        refbn_combination *of = &s->tensor[which];
+        refbn_biased_f32 *f32 = &s->biased_f32[which];
+        refbn_biased_f64 *f64 = &s->biased_f64[which];
+        for (int k = 0; k < 4; k++) {
+            if (k >= of->terms && k < 3)
+                continue;
+            refbn_repeat(unit, of->hi[k]);
+            refbn_repeat(unit, of->lo[k]);
+            refbn_repeat(unit, of->bound[k]);
+        }
+        double *const f64_constants[] = {f64->hi[0], f64->lo[0], f64->hi[1], f64->lo[1], f64->hi[2], f64->lo[2]};
+        float *const f32_constants[] = {f32->hi[0], f32->lo[0], f32->hi[1], f32->lo[1], f32->hi[2], f32->lo[2]};
+        double *const f64_others[] = {f64->start, f64->bias, f64->low, f64->high};
+        float *const f32_others[] = {f32->start, f32->bias, f32->low, f32->high};
+        for (int k = 0; k < 2 * of->terms + 4; k++) {
+            const int other = k - 2 * of->terms;
+            if (s->twofold)
+                refbn_repeat(unit, other < 0 ? f64_constants[k] : f64_others[other]);
+            float *constant = other < 0 ? f32_constants[k] : f32_others[other];
+            for (int lane = first; !s->twofold && lane < lanes; lane++)
+                constant[lane] = constant[lane - first];
+        }
+    }
+}
+
+/* Bits of groups, from those of all their lanes. */
+static uint64_t refbn_fold(const refbn_unit *unit, uint64_t lanes)
+{
+    uint64_t groups = lanes;
+    for (int copy = 1; copy < unit->copies; copy++)
+        groups |= lanes >> copy * unit->groups;
+    return groups & refbn_every(unit);
 }
 
 /* How often combining from a bias on was tried in a sweep, and left something undecided. */
@@ -807,7 +900,7 @@ typedef struct {
     int64_t tried, failed;
 } refbn_trials;
 
-/* Bits of the lanes with an undecided element, counted from the turn's first lane. */
+/* Bits of the groups with an undecided element, counted from the turn's first one. */
 static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *trials)
 {
     const refbn_job *job = work->job;
@@ -820,31 +913,31 @@ static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *tr
     if (output->format == own) {
         const int placed = refbn_in_place(job->call, unit, work->piece, output, own, &out);
         if (!placed)
-            out = (refbn_rows){(char *)encoded, (ptrdiff_t)work->piece.columns * refbn_size(own)};
+            out = refbn_in_buffer(&work->piece, encoded, refbn_size(own));
         const uint64_t every = refbn_every(unit);
         uint64_t undecided = every;
         if ((s->biased[which] >> work->turn.lane & every) == every && trials->failed * 4 <= trials->tried + 8) {
-            undecided &= refbn_combine_from_bias(work, which, out, placed && output->stream);
+            undecided = refbn_fold(unit, refbn_combine_from_bias(work, which, out, placed && output->stream));
             trials->tried++;
             trials->failed += undecided != 0;
         }
         if (undecided)
-            undecided = refbn_enclose(work, which, 0, out, NULL) | s->hopeless[which] >> work->turn.lane;
+            undecided = refbn_fold(unit, refbn_enclose(work, which, 0, out, NULL)) |
+                        (s->hopeless[which] >> work->turn.lane & every);
         if (!placed)
             refbn_write_tile(job->call, unit, work->piece, output, encoded);
         return undecided;
     }
     refbn_ends ends;
-    uint64_t undecided =
-        refbn_enclose(work, which, s->twofold, (refbn_rows){0}, &ends) | s->hopeless[which] >> work->turn.lane;
+    uint64_t undecided = refbn_enclose(work, which, s->twofold, (refbn_rows){0}, &ends);
     const int size = refbn_size(output->format);
-    for (int k = 0; k < work->piece.rows * work->piece.columns; k++) {
+    for (int k = 0; k < refbn_numbers_of(&work->piece); k++) {
         refbn_put(output->format, (char *)encoded + k * size, ends.low[k] + 0.0);
         if (!refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format))
             undecided |= unit->by_groups ? (uint64_t)1 << k % work->piece.columns : 1;
     }
     refbn_write_tile(job->call, unit, work->piece, output, encoded);
-    return undecided;
+    return refbn_fold(unit, undecided | s->hopeless[which] >> work->turn.lane);
 }
 
 static int64_t refbn_count_undecided(refbn_work *work, int which)
@@ -855,8 +948,8 @@ static int64_t refbn_count_undecided(refbn_work *work, int which)
     const int format = refbn_tensor_output(work->job->call, which)->format;
     refbn_enclose(work, which, work->s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends);
     int64_t count = 0;
-    for (int k = 0; k < piece.rows * piece.columns; k++) {
-        const int inside = unit->by_groups ? k % piece.columns < unit->groups : k < piece.count;
+    for (int k = 0; k < refbn_numbers_of(&piece); k++) {
+        const int inside = unit->by_groups ? k % piece.columns < refbn_row_lanes(unit) : k < piece.count;
         count += inside && !refbn_alike(ends.low[k] + 0.0, ends.high[k], format);
     }
     return count;
@@ -867,7 +960,8 @@ static int64_t refbn_count_undecided(refbn_work *work, int which)
 static void refbn_sweep_combine(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units)
 {
     refbn_trials trials[REFBN_TENSORS] = {{0, 0}};
-    refbn_work work = {.job = job};
+    refbn_work work; /* large, therefore not set to 0 */
+    work.job = job;
     ptrdiff_t index, last;
     for (int k = 0; k < units; k++)
         band[k].pending.elements = 0;
@@ -891,7 +985,7 @@ static void refbn_sweep_combine(refbn_job *job, const refbn_traits *is, refbn_as
                     for (int which = 0; which < REFBN_TENSORS; which++) {
                         if (!(is->tensors >> which & 1))
                             continue;
-                        const uint64_t bad = refbn_write_tensor(&work, which, &trials[which]) & every;
+                        const uint64_t bad = refbn_write_tensor(&work, which, &trials[which]);
                         if (bad && job->call->decided)
                             band[k].pending.elements += refbn_count_undecided(&work, which);
                         undecided[k] |= bad << work.turn.lane;
@@ -1120,29 +1214,33 @@ static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_asce
 /* One rung of the ladder, for the units of a band. Returns whether there is such a rung for them. */
 static int refbn_step(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units, int rung)
 {
+    /* a second time, better */
+    const int again = rung == REFBN_SCALED || (rung == REFBN_TWOFOLD && band->s.sums == REFBN_BRIEF);
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         s->twofold = rung >= REFBN_TWOFOLD;
         s->scaled = rung == REFBN_SCALED;
-        if (band->summed && !s->scaled)
+        if (band->summed && !again)
             continue;
         refbn_fill_pivots(job, &band[k].unit, is, s);
         band[k].solved &= !s->scaled; /* what was solved before is no longer to be used */
         if (s->scaled && !refbn_choose_scales(job, &band[k].unit, is, s))
             return 0; /* only one unit comes to this rung at a time */
     }
-    if (is->sums && (!band->summed || rung == REFBN_SCALED))
+    if (is->sums && (!band->summed || again))
         refbn_make_sums(job, is, band, units);
     for (int k = 0; k < units; k++) {
         refbn_ascent *of = &band[k];
         of->summed = of->solved = 1;
         refbn_solve(&of->s, refbn_lanes(&of->unit));
+        if (of->unit.by_groups)
+            refbn_repeat_solution(&of->unit, &of->s);
         of->undecided = refbn_write_vectors(job, &of->unit, is, &of->s, &of->open, &of->pending);
         for (int which = 0; which < REFBN_TENSORS; which++)
             if (is->tensors >> which & 1)
                 of->s.hopeless[which] = refbn_hopeless(&of->s.tensor[which], of->unit.groups);
         if (job->pass == REFBN_FORWARD && job->team->rank == 0 && rung != REFBN_SCALED)
-            refbn_save(job, &of->unit, &of->s, rung);
+            refbn_save(job, &of->unit, &of->s);
     }
     refbn_sweep_combine(job, is, band, units);
     refbn_agree(job, band, units);
@@ -1158,6 +1256,7 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
     const int last =
         is->frozen || job->narrow || job->pass == REFBN_RUNNING_UPDATE ? REFBN_TWOFOLD : REFBN_SCALED;
     const int together = unit->by_groups || unit->groups > 1;
+    const int last_together = unit->copies > 1 ? REFBN_TWOFOLD : last; /* scales are not repeated */
     for (; rung <= last; rung++, done = 0) {
         if (!done && !refbn_step(job, is, ascent, 1, rung))
             break;
@@ -1166,7 +1265,8 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
         if (together && rung == last)
             break;
         refbn_pass_on(job, &ascent->pending, rung, rung == last ? REFBN_EXACT : rung + 1);
-        if (together && __builtin_popcountll(ascent->undecided) <= 8)
+        const int sums_again = ascent->s.sums == REFBN_BRIEF || rung + 1 == REFBN_SCALED;
+        if (together && (rung == last_together || (sums_again && __builtin_popcountll(ascent->undecided) <= 8)))
             break;
     }
     if (!together) {
@@ -1176,11 +1276,11 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
         return;
     }
     /* Each of the groups that need more goes on alone. */
-    const ptrdiff_t all = refbn_tiles(job->call, unit), size = unit->by_groups ? REFBN_TILE / REFBN_ROWS : 1;
+    const ptrdiff_t all = refbn_tiles(job->call, unit), size = job->call->tile / refbn_tile_size(job->call, unit);
     for (int lane = 0; lane < unit->groups; lane++) {
         if (!(ascent->undecided >> lane & 1))
             continue;
-        spare->unit = (refbn_unit){unit->group + lane, 1, 0};
+        spare->unit = (refbn_unit){unit->group + lane, 1, 0, 1};
         spare->totals = ascent->totals;
         spare->masks = ascent->masks;
         spare->flags = ascent->flags + all;
@@ -1233,14 +1333,15 @@ static ptrdiff_t refbn_units(const refbn_call *call)
 static refbn_unit refbn_unit_at(const refbn_call *call, ptrdiff_t index)
 {
     const ptrdiff_t group = index * call->unit_groups, left = call->geometry.groups - group;
-    return (refbn_unit){group, (int)(left < call->unit_groups ? left : call->unit_groups), call->by_groups};
+    return (refbn_unit){group, (int)(left < call->unit_groups ? left : call->unit_groups), call->by_groups,
+                        call->copies};
 }
 
 /* Flags of a unit's tiles, and of the tiles of one of its groups alone. */
 static ptrdiff_t refbn_flags(const refbn_call *call)
 {
-    return call->geometry.count / (call->by_groups ? (ptrdiff_t)REFBN_ROWS : (ptrdiff_t)REFBN_TILE) +
-           call->geometry.count / REFBN_TILE + 2;
+    const refbn_unit unit = {0, 1, call->by_groups, call->copies};
+    return call->geometry.count / refbn_tile_size(call, &unit) + call->geometry.count / call->tile + 2;
 }
 
 /* Units of a band. */

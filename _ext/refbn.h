@@ -41,7 +41,8 @@ typedef struct {
 
 /* One row of the state per group: what the derivatives want to know of the forward. */
 enum {
-    REFBN_STATE_RUNG,  /* the rung of the ladder (kernels.c) to begin with; 0 with frozen statistics */
+    REFBN_STATE_RUNG,  /* the rung (kernels.c) that the sums are good for; beyond double-double: the one to begin
+                        * with; 0 with frozen statistics */
     REFBN_STATE_COUNT,
     REFBN_STATE_EPS,
     REFBN_STATE_PIVOT, /* what x is centered by; the mean, if that was given */
@@ -96,7 +97,8 @@ typedef struct {
     double momentum[2];                         /* running_update: exactly, as a quotient of two numbers */
     double weight_new[3], weight_old[3];        /* running_update: hi, lo and a bound of the error */
     int weighs_new, unbiased;                   /* whose weight momentum is; var is scaled by m / (m - 1) */
-    int by_groups, unit_groups;                 /* set by the core: sweep.h */
+    int by_groups, unit_groups, copies;         /* set by the core, as is `tile`: sweep.h */
+    ptrdiff_t tile;
     void *scratch;                              /* as much as scratch_size says */
     int64_t *decided;                           /* adds up elements, then vector results, by rung; or NULL */
 } refbn_call;

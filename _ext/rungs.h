@@ -7,6 +7,9 @@
  * Error bounds, with u = 2^-53, n = REFBN_ROWS = 32 the additions in a row's chain, S the sum of the
  * magnitudes of what is summed, W = |a0 t0| + |a1 t1| + |a2 t2| + |c|:
  *
+ *  brief sums (all pivots 0, narrow data, by elements)
+ *   Plain binary64: chains of at most REFBN_BRIEFLY + 1 = 9 terms from 0 on, four of them added up. So a term goes
+ *   through 11 roundings at most: 12 u S.
  *  biased sums (all pivots 0)
  *   Every |x| of a chain is at most a power of two, L (likewise dy and x_dot), or the chain is not used.
  *   It starts at 1.5 b with b = 128 L, or 128 L L' for a product. n terms of at most L change it by less than
@@ -47,6 +50,7 @@
 
 #include "sweep.h"
 
+#define REFBN_BRIEF_SUM 0xcp-53        /* 12 u */
 #define REFBN_BIASED_SUM 0x420p-106    /* 1056 u^2 */
 #define REFBN_PLAIN_SQUARES 0x28p-53   /* 40 u */
 #define REFBN_PLAIN_COMBINE 0xap-53    /* 10 u */
@@ -101,10 +105,12 @@ static REFBN_INLINE refbn_v refbn_number(const char *row, int lane)
 }
 
 /* How far ahead of their use the loops ask for memory, since the hardware alone does not keep up: 64 rows, but
- * no more than 8 where these are long. */
-static REFBN_INLINE ptrdiff_t refbn_distance(ptrdiff_t stride)
+ * no more than 8 where these are long; in short runs, the same place of a run to come. */
+static REFBN_INLINE ptrdiff_t refbn_distance(const refbn_rows *rows, const refbn_tile *tile)
 {
-    return stride * (refbn_magnitude(stride) <= 512 ? 64 : 8);
+    if (tile->runs > 1)
+        return rows->run * (1 + 32 / (tile->rows + 1));
+    return rows->stride * (refbn_magnitude(rows->stride) <= 512 ? 64 : 8);
 }
 
 static REFBN_INLINE void refbn_ahead(const char *row, ptrdiff_t distance, int bytes)
@@ -123,6 +129,7 @@ static REFBN_INLINE void refbn_ahead_to_write(char *row, ptrdiff_t distance, int
 
 /* How a sweep of sums takes its numbers. */
 enum {
+    REFBN_BRIEF,   /* plain binary64 in short chains, all pivots 0; of narrow data, by elements */
     REFBN_BIASED,  /* all pivots 0, sums from a bias on; what exceeds its limit is summed as in DIRECT mode */
     REFBN_DIRECT,  /* double-double, all pivots 0 */
     REFBN_CENTERED /* double-double */
@@ -174,69 +181,90 @@ static REFBN_INLINE refbn_pair refbn_times_pair(const int mode, refbn_pair a, re
     return product;
 }
 
-/* The wanted sums of `unroll` vectors of columns: `moments`, `g`, `u` (refbn_has_sum), in double-double. All
- * but the data are constants where this is inlined. */
-static REFBN_INLINE void refbn_sum_double(const int mode, const int format, const refbn_rows *in, int rows,
-                                          int column, refbn_pivots *pivot, refbn_totals *totals, int lane,
-                                          int by_groups, const int moments, const int g, const int u, const int unroll)
+/* Some lanes of the tail of a run. They are loaded from `at` on, counted from where a next row would be: never past
+ * the end of the run, but from the row before where the lanes are not full. `mask` has what belongs to the tail. */
+typedef struct {
+    int at, any;
+    refbn_vi mask;
+} refbn_tail;
+
+static REFBN_INLINE refbn_tail refbn_tail_of(const refbn_tile *tile, int lane)
+{
+    const int left = tile->tail - lane;
+    refbn_vi number;
+    for (int k = 0; k < REFBN_WIDTH; k++)
+        number[k] = k;
+    return (refbn_tail){left < REFBN_WIDTH ? tile->tail - REFBN_WIDTH : lane, left > 0,
+                        (refbn_vi)(number >= (refbn_vi){0} + (REFBN_WIDTH - left))};
+}
+
+static REFBN_INLINE refbn_v refbn_masked(refbn_v a, refbn_vi mask) { return (refbn_v)((refbn_vi)a & mask); }
+
+/* Which tensors the sums are of. */
+static const int refbn_factors_of[REFBN_SUMS][2] = {{0, 0}, {0, 0}, {1, 1}, {1, 0}, {1, 1},
+                                                    {2, 2}, {2, 0}, {2, 2}, {2, 1}};
+
+/* One vector's terms, added to the chains in double-double. */
+static REFBN_INLINE void refbn_add_double(const int mode, const refbn_pair *t, refbn_chain *sum, const int moments,
+                                          const int g, const int u)
+{
+#pragma GCC unroll 9
+    for (int k = 0; k < REFBN_SUMS; k++) {
+        if (!refbn_has_sum(k, moments, g, u))
+            continue;
+        const refbn_pair a = t[refbn_factors_of[k][0]], b = t[refbn_factors_of[k][1]];
+        if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
+            refbn_chain_add(&sum[k], a.hi, a.lo);
+        else if (k == REFBN_GG || k == REFBN_UU) /* for bounds only */
+            sum[k].hi = refbn_multiply_add(a.hi, a.hi, sum[k].hi);
+        else {
+            const refbn_pair product = refbn_times_pair(mode, a, b);
+            refbn_chain_add(&sum[k], product.hi, product.lo);
+        }
+    }
+}
+
+/* The wanted sums of a vector of columns: `moments`, `g`, `u` (refbn_has_sum), in double-double. All but the data
+ * are constants where this is inlined. */
+static REFBN_INLINE void refbn_sum_double(const int mode, const int format, const refbn_rows *in,
+                                          const refbn_tile *tile, int column, refbn_pivots *pivot,
+                                          refbn_totals *totals, int lane, int by_groups, const int moments,
+                                          const int g, const int u)
 {
     const int size = format == REFBN_F32 ? 4 : 8;
-    refbn_chain sum[REFBN_SUMS][2] = {{{{0}, {0}}}};
-    refbn_v p[3][2];
-    const char *data[3];
+    const refbn_tail tail = refbn_tail_of(tile, column);
+    refbn_chain sum[REFBN_SUMS] = {{{0}, {0}}};
+    refbn_v p[3];
 #pragma GCC unroll 3
-    for (int k = 0; k < 3; k++) {
-        data[k] = in[k].data + column * size;
-#pragma GCC unroll 2
-        for (int j = 0; j < unroll; j++)
-            p[k][j] = refbn_of_lanes(pivot[k] + lane, column + j * REFBN_WIDTH, by_groups);
-    }
-    for (int row = 0; row < rows; row++) {
-#pragma GCC unroll 2
-        for (int j = 0; j < unroll; j++) {
+    for (int k = 0; k < 3; k++)
+        p[k] = refbn_of_lanes(pivot[k] + lane, column, by_groups);
+    for (int run = 0; run < tile->runs; run++)
+        for (int row = 0; row < tile->rows + tail.any; row++) {
+            const int whole = row < tile->rows, at = whole ? column : tail.at;
             refbn_pair t[3];
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
                 if (k == 0 || (k == 1 ? g : u)) {
-                    t[k] = (refbn_pair){refbn_take(format, data[k], j * REFBN_WIDTH), {0}};
+                    const char *data = in[k].data + run * in[k].run + row * in[k].stride + at * size;
+                    t[k] = (refbn_pair){refbn_take(format, data, 0), {0}};
                     if (mode == REFBN_CENTERED)
-                        t[k] = refbn_two_difference(t[k].hi, p[k][j]);
+                        t[k] = refbn_two_difference(t[k].hi, p[k]);
+                    if (!whole)
+                        t[k] = (refbn_pair){refbn_masked(t[k].hi, tail.mask), refbn_masked(t[k].lo, tail.mask)};
                 }
-#pragma GCC unroll 9
-            for (int k = 0; k < REFBN_SUMS; k++) {
-                static const int factors[REFBN_SUMS][2] = {{0, 0}, {0, 0}, {1, 1}, {1, 0}, {1, 1},
-                                                           {2, 2}, {2, 0}, {2, 2}, {2, 1}};
-                if (!refbn_has_sum(k, moments, g, u))
-                    continue;
-                const refbn_pair a = t[factors[k][0]], b = t[factors[k][1]];
-                if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
-                    refbn_chain_add(&sum[k][j], a.hi, a.lo);
-                else if (k == REFBN_GG || k == REFBN_UU) /* for bounds only */
-                    sum[k][j].hi = refbn_multiply_add(a.hi, a.hi, sum[k][j].hi);
-                else {
-                    const refbn_pair product = refbn_times_pair(mode, a, b);
-                    refbn_chain_add(&sum[k][j], product.hi, product.lo);
-                }
-            }
+            refbn_add_double(mode, t, sum, moments, g, u);
         }
-#pragma GCC unroll 3
-        for (int k = 0; k < 3; k++)
-            data[k] += in[k].stride;
-    }
-#pragma GCC unroll 2
-    for (int j = 0; j < unroll; j++) {
-        const int at = refbn_spread_lane(by_groups, lane) + (by_groups ? column + j * REFBN_WIDTH : 0);
+    const int at = refbn_spread_lane(by_groups, lane) + (by_groups ? column : 0);
 #pragma GCC unroll 9
-        for (int k = 0; k < REFBN_SUMS; k++)
-            if (refbn_has_sum(k, moments, g, u))
-                refbn_total(totals, k, at, sum[k][j].hi, sum[k][j].lo);
-        if (moments)
-            refbn_total_square(totals, 0, at, sum[REFBN_TT][j].hi);
-        if (g)
-            refbn_total_square(totals, 1, at, sum[REFBN_GG][j].hi);
-        if (u)
-            refbn_total_square(totals, 2, at, sum[REFBN_UU][j].hi);
-    }
+    for (int k = 0; k < REFBN_SUMS; k++)
+        if (refbn_has_sum(k, moments, g, u))
+            refbn_total(totals, k, at, sum[k].hi, sum[k].lo);
+    if (moments)
+        refbn_total_square(totals, 0, at, sum[REFBN_TT].hi);
+    if (g)
+        refbn_total_square(totals, 1, at, sum[REFBN_GG].hi);
+    if (u)
+        refbn_total_square(totals, 2, at, sum[REFBN_UU].hi);
 }
 
 /* Where the chain of a sum begins: at 1.5 b. */
@@ -254,58 +282,82 @@ static REFBN_INLINE refbn_v refbn_sum_start(int sum, const refbn_v *limit)
     }
 }
 
+/* One vector's terms, added to the chains that `wanted` names. */
+static REFBN_INLINE void refbn_add_biased(const int wanted, const refbn_v *t, refbn_chain (*sum)[2], const int j,
+                                          refbn_v one)
+{
+#pragma GCC unroll 9
+    for (int k = 0; k < REFBN_SUMS; k++) {
+        if (!(wanted >> k & 1))
+            continue;
+        const refbn_v a = t[refbn_factors_of[k][0]], b = t[refbn_factors_of[k][1]];
+        if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
+            refbn_chain_add_biased(&sum[k][j], a, one);
+        else if (k == REFBN_GG || k == REFBN_UU)
+            sum[k][j].hi = refbn_multiply_add(a, a, sum[k][j].hi);
+        else
+            refbn_chain_add_product(&sum[k][j], a, b);
+    }
+}
+
 /* The chains that `wanted` names, of the vectors of columns from `first` to `last`. */
-static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in, int rows, int column,
+static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in, const refbn_tile *tile, int column,
                                           const int wanted, refbn_chain (*sum)[2], const int first,
                                           const int last)
 {
     enum { OF_X = 1 << REFBN_T | 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT };
     enum { OF_DY = 1 << REFBN_G | 1 << REFBN_GT | 1 << REFBN_GG | 1 << REFBN_UG };
     enum { OF_X_DOT = 1 << REFBN_U | 1 << REFBN_UT | 1 << REFBN_UU | 1 << REFBN_UG };
-    static const int factors[REFBN_SUMS][2] = {{0, 0}, {0, 0}, {1, 1}, {1, 0}, {1, 1},
-                                               {2, 2}, {2, 0}, {2, 2}, {2, 1}};
     const int size = format == REFBN_F32 ? 4 : 8, ahead = first == 0 && column * size % 64 == 0;
     const int used[3] = {(wanted & OF_X) != 0, (wanted & OF_DY) != 0, (wanted & OF_X_DOT) != 0};
     const refbn_v one = refbn_opaque(refbn_splat(1.0));
-    const char *data[3];
+    const ptrdiff_t distance[3] = {refbn_distance(&in[0], tile), refbn_distance(&in[1], tile),
+                                   refbn_distance(&in[2], tile)};
+    refbn_tail tail[2];
+#pragma GCC unroll 2
+    for (int j = first; j < last; j++)
+        tail[j] = refbn_tail_of(tile, column + j * REFBN_WIDTH);
+    for (int run = 0; run < tile->runs; run++) {
+        const char *data[3];
 #pragma GCC unroll 3
-    for (int k = 0; k < 3; k++)
-        data[k] = in[k].data + column * size;
-    for (int row = 0; row < rows; row++) {
-        if (ahead)
+        for (int k = 0; k < 3; k++)
+            data[k] = in[k].data + run * in[k].run + column * size;
+        for (int row = 0; row < tile->rows; row++) {
+            if (ahead)
+#pragma GCC unroll 3
+                for (int k = 0; k < 3; k++)
+                    if (used[k])
+                        refbn_ahead(data[k], distance[k], 2 * REFBN_WIDTH * size);
+#pragma GCC unroll 2
+            for (int j = first; j < last; j++) {
+                refbn_v t[3];
+#pragma GCC unroll 3
+                for (int k = 0; k < 3; k++)
+                    if (used[k])
+                        t[k] = refbn_take(format, data[k], j * REFBN_WIDTH);
+                refbn_add_biased(wanted, t, sum, j, one);
+            }
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
-                if (used[k])
-                    refbn_ahead(data[k], refbn_distance(in[k].stride), 2 * REFBN_WIDTH * size);
+                data[k] += in[k].stride;
+        }
 #pragma GCC unroll 2
         for (int j = first; j < last; j++) {
+            if (!tail[j].any)
+                continue;
             refbn_v t[3];
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
                 if (used[k])
-                    t[k] = refbn_take(format, data[k], j * REFBN_WIDTH);
-#pragma GCC unroll 9
-            for (int k = 0; k < REFBN_SUMS; k++) {
-                if (!(wanted >> k & 1))
-                    continue;
-                const refbn_v a = t[factors[k][0]], b = t[factors[k][1]];
-                if (k == REFBN_T || k == REFBN_G || k == REFBN_U)
-                    refbn_chain_add_biased(&sum[k][j], a, one);
-                else if (k == REFBN_GG || k == REFBN_UU)
-                    sum[k][j].hi = refbn_multiply_add(a, a, sum[k][j].hi);
-                else
-                    refbn_chain_add_product(&sum[k][j], a, b);
-            }
+                    t[k] = refbn_masked(refbn_take(format, data[k], tail[j].at - column), tail[j].mask);
+            refbn_add_biased(wanted, t, sum, j, one);
         }
-#pragma GCC unroll 3
-        for (int k = 0; k < 3; k++)
-            data[k] += in[k].stride;
     }
 }
 
 /* The same from a bias on. Returns whether something exceeds its limit; then nothing is added to the totals. */
-static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in, int rows, int part, int column,
-                                         refbn_totals *totals, int lane, int by_groups, const int moments,
+static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in, const refbn_tile *tile, int part,
+                                         int column, refbn_totals *totals, int lane, int by_groups, const int moments,
                                          const int g, const int u)
 {
     enum { PRODUCTS = 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT | 1 << REFBN_UG };
@@ -331,11 +383,11 @@ static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in,
             }
     }
     if (g && u) { /* as much at a time as 16 registers hold */
-        refbn_run_chains(format, in, rows, column, wanted & ~PRODUCTS, sum, 0, 2);
-        refbn_run_chains(format, in, rows, column, wanted & PRODUCTS, sum, 0, 1);
-        refbn_run_chains(format, in, rows, column, wanted & PRODUCTS, sum, 1, 2);
+        refbn_run_chains(format, in, tile, column, wanted & ~PRODUCTS, sum, 0, 2);
+        refbn_run_chains(format, in, tile, column, wanted & PRODUCTS, sum, 0, 1);
+        refbn_run_chains(format, in, tile, column, wanted & PRODUCTS, sum, 1, 2);
     } else
-        refbn_run_chains(format, in, rows, column, wanted, sum, 0, 2);
+        refbn_run_chains(format, in, tile, column, wanted, sum, 0, 2);
     if (!(part & REFBN_LAST)) {
 #pragma GCC unroll 2
         for (int j = 0; j < 2; j++)
@@ -382,20 +434,132 @@ static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in,
     return 0;
 }
 
-/* Raise limits so that they are well above the first `rows` rows, from `column` on for `width` columns; but not
- * beyond what the chains can take. */
-static void refbn_raise_limits(int format, const refbn_rows *in, int rows, int column, int width,
+enum { REFBN_BRIEFLY = 8 }; /* terms of a brief chain, but for a tail's */
+
+/* One vector's terms, added to chains in plain binary64. */
+static REFBN_INLINE void refbn_add_brief(const refbn_v *t, refbn_v *sum, refbn_v one, const int moments, const int g,
+                                         const int u)
+{
+#pragma GCC unroll 9
+    for (int k = 0; k < REFBN_SUMS; k++)
+        if (refbn_has_sum(k, moments, g, u)) {
+            const int single = k == REFBN_T || k == REFBN_G || k == REFBN_U;
+            const refbn_v a = t[refbn_factors_of[k][0]];
+            sum[k] = refbn_multiply_add(a, single ? one : t[refbn_factors_of[k][1]], sum[k]);
+        }
+}
+
+/* The wanted sums of a tile by elements, in short chains. */
+static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile *tile, refbn_totals *totals, int lane,
+                                         const int moments, const int g, const int u)
+{
+    static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
+    enum { SIZE = 4, VECTORS = REFBN_ROW / REFBN_WIDTH };
+    const int unroll = g && u ? REFBN_WIDTH < 8 ? 1 : 2 : VECTORS; /* as many at a time as the registers hold */
+    const int used[3] = {moments || g || u, g, u}, squared[3] = {moments, g, u};
+    const refbn_v one = refbn_opaque(refbn_splat(1.0));
+    const ptrdiff_t distance[3] = {refbn_distance(&in[0], tile), refbn_distance(&in[1], tile),
+                                   refbn_distance(&in[2], tile)};
+    refbn_chain total[REFBN_SUMS] = {{{0}, {0}}};
+    refbn_v largest[3] = {{0}};
+    for (int first = 0; first < VECTORS; first += unroll) {
+        refbn_v sum[VECTORS][REFBN_SUMS] = {{{0}}};
+        int taken = 0;
+        for (int run = 0; run < tile->runs; run++) {
+            const char *data[3];
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                data[k] = in[k].data + run * in[k].run + first * REFBN_WIDTH * SIZE;
+            for (int left = tile->rows; left > 0;) {
+                const int n = left < REFBN_BRIEFLY - taken ? left : REFBN_BRIEFLY - taken;
+                for (int row = 0; row < n; row++) {
+#pragma GCC unroll 3
+                    for (int k = 0; k < 3; k++)
+                        if (used[k] && first == 0)
+                            refbn_ahead(data[k], distance[k], REFBN_ROW * SIZE);
+#pragma GCC unroll 4
+                    for (int j = 0; j < unroll; j++) {
+                        refbn_v t[3];
+#pragma GCC unroll 3
+                        for (int k = 0; k < 3; k++)
+                            if (used[k])
+                                t[k] = refbn_widen(data[k], j * REFBN_WIDTH);
+                        refbn_add_brief(t, sum[j], one, moments, g, u);
+                    }
+#pragma GCC unroll 3
+                    for (int k = 0; k < 3; k++)
+                        data[k] += in[k].stride;
+                }
+                left -= n;
+                taken += n;
+                if (left == 0 && tile->tail > 0) {
+                    taken++;
+#pragma GCC unroll 4
+                    for (int j = 0; j < unroll; j++) {
+                        const int from = (first + j) * REFBN_WIDTH;
+                        const refbn_tail tail = refbn_tail_of(tile, from);
+                        if (!tail.any)
+                            break;
+                        refbn_v t[3];
+#pragma GCC unroll 3
+                        for (int k = 0; k < 3; k++)
+                            if (used[k])
+                                t[k] = refbn_masked(refbn_widen(data[k], tail.at - first * REFBN_WIDTH), tail.mask);
+                        refbn_add_brief(t, sum[j], one, moments, g, u);
+                    }
+                }
+                if (taken < REFBN_BRIEFLY && (left > 0 || run + 1 < tile->runs))
+                    continue;
+                taken = 0;
+#pragma GCC unroll 9
+                for (int k = 0; k < REFBN_SUMS; k++)
+                    if (refbn_has_sum(k, moments, g, u)) {
+                        refbn_v all = sum[0][k];
+                        if (unroll == 2)
+                            all += sum[1][k];
+                        else if (unroll == 4)
+                            all = (all + sum[1][k]) + (sum[2][k] + sum[3][k]);
+                        refbn_chain_add(&total[k], all, (refbn_v){0});
+#pragma GCC unroll 4
+                        for (int j = 0; j < unroll; j++) {
+#pragma GCC unroll 3
+                            for (int tensor = 0; tensor < 3; tensor++)
+                                if (squared[tensor] && k == squares[tensor])
+                                    largest[tensor] = refbn_larger(largest[tensor], sum[j][k]);
+                            sum[j][k] = (refbn_v){0};
+                        }
+                    }
+            }
+        }
+    }
+    const int at = refbn_spread_lane(0, lane);
+#pragma GCC unroll 9
+    for (int k = 0; k < REFBN_SUMS; k++)
+        if (refbn_has_sum(k, moments, g, u))
+            refbn_total(totals, k, at, total[k].hi, total[k].lo);
+#pragma GCC unroll 3
+    for (int tensor = 0; tensor < 3; tensor++)
+        if (squared[tensor])
+            refbn_total_square(totals, tensor, at, largest[tensor]);
+}
+
+/* Raise limits so that they are well above the first `rows` rows of each run, from `column` on for `width` columns;
+ * but not beyond what the chains can take. */
+static void refbn_raise_limits(int format, const refbn_rows *in, const refbn_tile *tile, int rows, int column, int width,
                                refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
     const int size = format == REFBN_F32 ? 4 : 8;
     for (int k = 0; k < 3; k++)
         for (int at = column; wanted[k] && at < column + width; at += REFBN_WIDTH) {
+            const refbn_tail tail = refbn_tail_of(tile, at);
             refbn_v largest = {0};
-            for (int row = 0; row < rows; row++) {
-                const char *data = in[k].data + row * in[k].stride + at * size;
-                const refbn_v magnitude = refbn_abs(refbn_take(format, data, 0));
-                largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
-            }
+            for (int run = 0; run < tile->runs; run++)
+                for (int row = 0; row < tile->rows + tail.any && row < rows; row++) {
+                    const char *data = in[k].data + run * in[k].run + row * in[k].stride;
+                    const refbn_v magnitude =
+                        refbn_abs(refbn_take(format, data + (row < tile->rows ? at : tail.at) * size, 0));
+                    largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
+                }
             const refbn_v above = 32.0 * refbn_power_below(largest);
             const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), above, (refbn_v){0});
             if (by_groups) {
@@ -418,69 +582,78 @@ static void refbn_raise_limits(int format, const refbn_rows *in, int rows, int c
     REFBN_VARIANT(0, 1, 1)   \
     REFBN_VARIANT(1, 1, 1)
 
-static void refbn_sum_columns(int mode, int format, const refbn_rows *in, int rows, int column,
-                              refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
-                              int g, int u)
+static void refbn_sum_columns(int mode, int format, const refbn_rows *in, const refbn_tile *tile, int column,
+                              refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
+                              const int *wanted)
 {
-#define REFBN_VARIANT(m, g, u)                                                                             \
-    case 4 * m + 2 * g + u:                                                                                \
-        if (mode == REFBN_CENTERED && format == REFBN_F32)                                                 \
-            refbn_sum_double(REFBN_CENTERED, REFBN_F32, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
-        else if (mode == REFBN_CENTERED)                                                                   \
-            refbn_sum_double(REFBN_CENTERED, REFBN_F64, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
-        else if (format == REFBN_F32)                                                                      \
-            refbn_sum_double(REFBN_DIRECT, REFBN_F32, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
-        else                                                                                               \
-            refbn_sum_double(REFBN_DIRECT, REFBN_F64, in, rows, column, pivot, totals, lane, by_groups, m, g, u, 1); \
+#define REFBN_VARIANT(m, g, u)                                                                                     \
+    case 4 * m + 2 * g + u:                                                                                        \
+        if (mode == REFBN_CENTERED && format == REFBN_F32)                                                         \
+            refbn_sum_double(REFBN_CENTERED, REFBN_F32, in, tile, column, pivot, totals, lane, by_groups, m, g, u); \
+        else if (mode == REFBN_CENTERED)                                                                           \
+            refbn_sum_double(REFBN_CENTERED, REFBN_F64, in, tile, column, pivot, totals, lane, by_groups, m, g, u); \
+        else if (format == REFBN_F32)                                                                              \
+            refbn_sum_double(REFBN_DIRECT, REFBN_F32, in, tile, column, pivot, totals, lane, by_groups, m, g, u);  \
+        else                                                                                                       \
+            refbn_sum_double(REFBN_DIRECT, REFBN_F64, in, tile, column, pivot, totals, lane, by_groups, m, g, u);  \
         break;
-    switch (4 * moments + 2 * g + u) { REFBN_VARIANTS }
+    switch (4 * wanted[0] + 2 * wanted[1] + wanted[2]) { REFBN_VARIANTS }
 #undef REFBN_VARIANT
 }
 
-static int refbn_sum_columns_biased(int format, const refbn_rows *in, int rows, int part, int column,
-                                    refbn_totals *totals, int lane, int by_groups, int moments, int g, int u)
+static int refbn_sum_columns_biased(int format, const refbn_rows *in, const refbn_tile *tile, int part, int column,
+                                    refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
 #define REFBN_VARIANT(m, g, u)                                                                              \
     case 4 * m + 2 * g + u:                                                                                 \
         return format == REFBN_F32                                                                          \
-                   ? refbn_sum_biased(REFBN_F32, in, rows, part, column, totals, lane, by_groups, m, g, u) \
-                   : refbn_sum_biased(REFBN_F64, in, rows, part, column, totals, lane, by_groups, m, g, u);
-    switch (4 * moments + 2 * g + u) { REFBN_VARIANTS }
+                   ? refbn_sum_biased(REFBN_F32, in, tile, part, column, totals, lane, by_groups, m, g, u) \
+                   : refbn_sum_biased(REFBN_F64, in, tile, part, column, totals, lane, by_groups, m, g, u);
+    switch (4 * wanted[0] + 2 * wanted[1] + wanted[2]) { REFBN_VARIANTS }
 #undef REFBN_VARIANT
     return 0;
 }
 
-enum { REFBN_COLUMNS = 2 * REFBN_WIDTH }; /* that sums from a bias on take at once */
+static void refbn_sum_tile_brief(const refbn_rows *in, const refbn_tile *tile, refbn_totals *totals, int lane,
+                                 const int *wanted)
+{
+#define REFBN_VARIANT(m, g, u) \
+    case 4 * m + 2 * g + u: refbn_sum_brief(in, tile, totals, lane, m, g, u); break;
+    switch (4 * wanted[0] + 2 * wanted[1] + wanted[2]) { REFBN_VARIANTS }
+#undef REFBN_VARIANT
+}
 
-/* Add the sums of a part of a tile to the totals of its turn, whose lanes begin at `lane`. Returns bits of the
- * columns, REFBN_COLUMNS at a time, of which nothing was added because something exceeds its limit. */
-static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *in, refbn_tile tile, int part,
-                               refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
-                               int g, int u)
+/* Add the sums that are wanted (of x, with dy, with x_dot) of a part of a tile to the totals of its turn, whose lanes
+ * begin at `lane`. Returns bits of the columns, REFBN_COLUMNS at a time, of which nothing was added because something
+ * exceeds its limit. */
+static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *in, const refbn_tile *tile, int part,
+                               refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
+                               const int *wanted)
 {
     uint32_t exceeding = 0;
-    if (mode == REFBN_BIASED)
-        for (int at = 0; at * REFBN_COLUMNS < tile.columns; at++)
-            exceeding |= (uint32_t)refbn_sum_columns_biased(format, in, tile.rows, part, at * REFBN_COLUMNS, totals,
-                                                            lane, by_groups, moments, g, u)
+    if (mode == REFBN_BRIEF)
+        refbn_sum_tile_brief(in, tile, totals, lane, wanted);
+    else if (mode == REFBN_BIASED)
+        for (int at = 0; at * REFBN_COLUMNS < tile->columns; at++)
+            exceeding |= (uint32_t)refbn_sum_columns_biased(format, in, tile, part, at * REFBN_COLUMNS, totals, lane,
+                                                            by_groups, wanted)
                          << at;
     else
-        for (int at = 0; at < tile.columns; at += REFBN_WIDTH)
-            refbn_sum_columns(mode, format, in, tile.rows, at, pivot, totals, lane, by_groups, moments, g, u);
+        for (int at = 0; at < tile->columns; at += REFBN_WIDTH)
+            refbn_sum_columns(mode, format, in, tile, at, pivot, totals, lane, by_groups, wanted);
     return exceeding;
 }
 
 /* What exceeded its limit, of a whole tile: with other sums, and higher limits from now on. */
-static void refbn_sum_exceeding(int format, const refbn_rows *in, refbn_tile tile, uint32_t exceeding,
-                                refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups, int moments,
-                                int g, int u)
+static void refbn_sum_exceeding(int format, const refbn_rows *in, const refbn_tile *tile, uint32_t exceeding,
+                                refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
+                                const int *wanted)
 {
-    const int wanted[3] = {moments, g, u};
-    for (int at = 0; at < tile.columns; at += REFBN_WIDTH) {
+    for (int at = 0; at < tile->columns; at += REFBN_WIDTH) {
         if (!(exceeding >> at / REFBN_COLUMNS & 1))
             continue;
-        refbn_raise_limits(format, in, tile.rows, at, REFBN_WIDTH, totals, lane, by_groups, wanted);
-        refbn_sum_columns(REFBN_DIRECT, format, in, tile.rows, at, pivot, totals, lane, by_groups, moments, g, u);
+        refbn_raise_limits(format, in, tile, REFBN_ROWS, at, REFBN_WIDTH, totals, lane, by_groups, wanted);
+        refbn_sum_columns(REFBN_DIRECT, format, in, tile, at, pivot, totals, lane, by_groups, wanted);
     }
 }
 
@@ -549,60 +722,85 @@ static REFBN_INLINE refbn_coefficients refbn_hoist(const refbn_combination *of, 
     return c;
 }
 
+/* Where a loop over the columns goes on: the last ones are taken along with what is before them, if `width` of them
+ * are not left. */
+static REFBN_INLINE int refbn_column(const refbn_tile *tile, int next, const int width)
+{
+    return next + width <= tile->columns ? next : tile->columns - width;
+}
+
+/* How far the pointers move back before the tail of a run, in numbers: it is taken along with what is before it, which
+ * is written once more. */
+static REFBN_INLINE int refbn_back(const refbn_tile *tile) { return tile->columns - tile->tail; }
+
 /* Combine, test and write a tile; `lane` is the first one of its turn. The result has a bit for each lane with
  * an undecided element; by elements, bit 0. The output is binary32 at `out`, or with `ends` both ends in
  * binary64. `check`: elements may be infinite or NaN, or overflow. */
-static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_tile tile,
+static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const refbn_tile *tile,
                                                  const refbn_combination *of, refbn_pivots *pivot, int lane,
                                                  int by_groups, refbn_rows out, refbn_ends *ends, int check,
                                                  const int terms)
 {
     enum { MOST = 4 };
-    const int unroll = terms == 1 ? 4 : 2;
+    const int unroll = terms == 1 ? 4 : 2, rows = tile->rows + (tile->tail > 0);
     uint64_t undecided = 0;
-    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+    for (int next = 0; next < tile->columns; next += unroll * REFBN_WIDTH) {
+        const int column = refbn_column(tile, next, unroll * REFBN_WIDTH);
         refbn_vfi bad[MOST] = {{0}};
         refbn_v poison[MOST] = {{0}};
         refbn_coefficients c[MOST];
-        const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 4
         for (int j = 0; j < unroll; j++)
             c[j] = refbn_hoist(of, pivot, lane, column + j * REFBN_WIDTH, by_groups, terms, 0, 0);
-#pragma GCC unroll 3
-        for (int k = 0; k < terms; k++)
-            data[k] = in[k].data + column * 4;
-        char *to = out.data + column * 4;
-        for (int row = 0; row < tile.rows; row++) {
+        for (int run = 0; run < tile->runs; run++) {
+            const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                refbn_ahead(data[k], refbn_distance(in[k].stride), unroll * REFBN_WIDTH * 4);
-            if (!ends)
-                refbn_ahead_to_write(to, refbn_distance(out.stride), unroll * REFBN_WIDTH * 4);
+                data[k] = in[k].data + run * in[k].run + column * 4;
+            char *to = ends ? NULL : out.data + run * out.run + column * 4;
+            int at = run * refbn_run_length(tile) + column; /* in `ends` */
+            for (int row = 0; row < rows; row++) {
+                if (row == tile->rows) {
+                    const int back = refbn_back(tile);
+#pragma GCC unroll 3
+                    for (int k = 0; k < terms; k++)
+                        data[k] -= back * 4;
+                    to -= ends ? 0 : back * 4;
+                    at -= back;
+                }
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++)
+                    refbn_ahead(data[k], refbn_distance(&in[k], tile), unroll * REFBN_WIDTH * 4);
+                if (!ends)
+                    refbn_ahead_to_write(to, refbn_distance(&out, tile), unroll * REFBN_WIDTH * 4);
 #pragma GCC unroll 4
-            for (int j = 0; j < unroll; j++) {
-                refbn_v v = c[j].hi[3], e = c[j].bound[3];
+                for (int j = 0; j < unroll; j++) {
+                    refbn_v v = c[j].hi[3], e = c[j].bound[3];
 #pragma GCC unroll 3
-                for (int k = 0; k < terms; k++) {
-                    const refbn_v t = refbn_widen(data[k], j * REFBN_WIDTH) - c[j].pivot[k];
-                    v = refbn_multiply_add(c[j].hi[k], t, v);
-                    e = refbn_multiply_add(c[j].bound[k], refbn_abs(t), e);
+                    for (int k = 0; k < terms; k++) {
+                        const refbn_v t = refbn_widen(data[k], j * REFBN_WIDTH) - c[j].pivot[k];
+                        v = refbn_multiply_add(c[j].hi[k], t, v);
+                        e = refbn_multiply_add(c[j].bound[k], refbn_abs(t), e);
+                    }
+                    const refbn_v low = v - e, high = v + e;
+                    if (check)
+                        poison[j] = refbn_multiply_add(v, (refbn_v){0}, poison[j]);
+                    if (ends) {
+                        refbn_store(ends->low + at + j * REFBN_WIDTH, low);
+                        refbn_store(ends->high + at + j * REFBN_WIDTH, high);
+                    } else {
+                        const refbn_vf from = refbn_narrow(low);
+                        bad[j] = refbn_note_difference(bad[j], from, refbn_narrow(high));
+                        *(refbn_vf_in_memory *)(void *)(to + j * REFBN_WIDTH * 4) = from;
+                    }
                 }
-                const refbn_v low = v - e, high = v + e;
-                if (check)
-                    poison[j] = refbn_multiply_add(v, (refbn_v){0}, poison[j]);
-                if (ends) {
-                    refbn_store(ends->low + row * tile.columns + column + j * REFBN_WIDTH, low);
-                    refbn_store(ends->high + row * tile.columns + column + j * REFBN_WIDTH, high);
-                } else {
-                    const refbn_vf from = refbn_narrow(low);
-                    bad[j] = refbn_note_difference(bad[j], from, refbn_narrow(high));
-                    *(refbn_vf_in_memory *)(void *)(to + j * REFBN_WIDTH * 4) = from;
-                }
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++)
+                    data[k] += in[k].stride;
+                if (!ends)
+                    to += out.stride;
+                at += tile->columns;
             }
-#pragma GCC unroll 3
-            for (int k = 0; k < terms; k++)
-                data[k] += in[k].stride;
-            to += out.stride;
         }
 #pragma GCC unroll 4
         for (int j = 0; j < unroll; j++) {
@@ -614,66 +812,80 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, refbn_til
     return undecided;
 }
 
-static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_tile tile,
+static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const refbn_tile *tile,
                                                   const refbn_combination *of, refbn_pivots *pivot, int lane,
                                                   int by_groups, refbn_rows out, refbn_ends *ends, int check,
                                                   int odd, const int terms, const int direct)
 {
     enum { MOST = 2 };
-    const int unroll = terms == 1 ? 2 : 1;
+    const int unroll = terms == 1 ? 2 : 1, rows = tile->rows + (tile->tail > 0);
     uint64_t undecided = 0;
-    for (int column = 0; column < tile.columns; column += unroll * REFBN_WIDTH) {
+    for (int next = 0; next < tile->columns; next += unroll * REFBN_WIDTH) {
+        const int column = refbn_column(tile, next, unroll * REFBN_WIDTH);
         refbn_vi bad[MOST] = {{0}};
         refbn_v poison[MOST] = {{0}};
         refbn_coefficients c[MOST];
-        const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 2
         for (int j = 0; j < unroll; j++)
             c[j] = refbn_hoist(of, pivot, lane, column + j * REFBN_WIDTH, by_groups, terms, 1, direct);
-#pragma GCC unroll 3
-        for (int k = 0; k < terms; k++)
-            data[k] = in[k].data + column * 8;
-        char *to = out.data + column * 8;
-        for (int row = 0; row < tile.rows; row++) {
+        for (int run = 0; run < tile->runs; run++) {
+            const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                refbn_ahead(data[k], refbn_distance(in[k].stride), unroll * REFBN_WIDTH * 8);
-            if (!ends)
-                refbn_ahead_to_write(to, refbn_distance(out.stride), unroll * REFBN_WIDTH * 8);
+                data[k] = in[k].data + run * in[k].run + column * 8;
+            char *to = ends ? NULL : out.data + run * out.run + column * 8;
+            int at = run * refbn_run_length(tile) + column; /* in `ends` */
+            for (int row = 0; row < rows; row++) {
+                if (row == tile->rows) {
+                    const int back = refbn_back(tile);
+#pragma GCC unroll 3
+                    for (int k = 0; k < terms; k++)
+                        data[k] -= back * 8;
+                    to -= ends ? 0 : back * 8;
+                    at -= back;
+                }
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++)
+                    refbn_ahead(data[k], refbn_distance(&in[k], tile), unroll * REFBN_WIDTH * 8);
+                if (!ends)
+                    refbn_ahead_to_write(to, refbn_distance(&out, tile), unroll * REFBN_WIDTH * 8);
 #pragma GCC unroll 2
-            for (int j = 0; j < unroll; j++) {
-                refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];
+                for (int j = 0; j < unroll; j++) {
+                    refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];
 #pragma GCC unroll 3
-                for (int k = 0; k < terms; k++) {
-                    const refbn_v a = refbn_number(data[k], j * REFBN_WIDTH);
-                    const refbn_pair t =
-                        direct ? (refbn_pair){a, {0}} : refbn_two_difference(a, c[j].pivot[k]);
-                    const refbn_pair product = refbn_two_product(c[j].hi[k], t.hi);
-                    refbn_v tail = refbn_multiply_add(c[j].lo[k], t.hi, product.lo);
-                    if (!direct)
-                        tail = refbn_multiply_add(c[j].hi[k], t.lo, tail);
-                    const refbn_pair sum = refbn_two_sum(hi, product.hi);
-                    hi = sum.hi;
-                    lo += sum.lo + tail;
-                    e = refbn_multiply_add(c[j].bound[k], refbn_abs(t.hi), e);
+                    for (int k = 0; k < terms; k++) {
+                        const refbn_v a = refbn_number(data[k], j * REFBN_WIDTH);
+                        const refbn_pair t =
+                            direct ? (refbn_pair){a, {0}} : refbn_two_difference(a, c[j].pivot[k]);
+                        const refbn_pair product = refbn_two_product(c[j].hi[k], t.hi);
+                        refbn_v tail = refbn_multiply_add(c[j].lo[k], t.hi, product.lo);
+                        if (!direct)
+                            tail = refbn_multiply_add(c[j].hi[k], t.lo, tail);
+                        const refbn_pair sum = refbn_two_sum(hi, product.hi);
+                        hi = sum.hi;
+                        lo += sum.lo + tail;
+                        e = refbn_multiply_add(c[j].bound[k], refbn_abs(t.hi), e);
+                    }
+                    if (check)
+                        poison[j] = refbn_multiply_add(hi + lo, (refbn_v){0}, poison[j]);
+                    if (ends) {
+                        const refbn_v low = odd ? refbn_to_odd(hi, lo - e) : hi + (lo - e);
+                        const refbn_v high = odd ? refbn_to_odd(hi, lo + e) : hi + (lo + e);
+                        refbn_store(ends->low + at + j * REFBN_WIDTH, low);
+                        refbn_store(ends->high + at + j * REFBN_WIDTH, high);
+                    } else {
+                        const refbn_v low = hi + (lo - e);
+                        bad[j] |= (refbn_vi)low ^ (refbn_vi)(hi + (lo + e));
+                        refbn_store((double *)(void *)to + j * REFBN_WIDTH, low);
+                    }
                 }
-                if (check)
-                    poison[j] = refbn_multiply_add(hi + lo, (refbn_v){0}, poison[j]);
-                if (ends) {
-                    const refbn_v low = odd ? refbn_to_odd(hi, lo - e) : hi + (lo - e);
-                    const refbn_v high = odd ? refbn_to_odd(hi, lo + e) : hi + (lo + e);
-                    refbn_store(ends->low + row * tile.columns + column + j * REFBN_WIDTH, low);
-                    refbn_store(ends->high + row * tile.columns + column + j * REFBN_WIDTH, high);
-                } else {
-                    const refbn_v low = hi + (lo - e);
-                    bad[j] |= (refbn_vi)low ^ (refbn_vi)(hi + (lo + e));
-                    refbn_store((double *)(void *)to + j * REFBN_WIDTH, low);
-                }
+#pragma GCC unroll 3
+                for (int k = 0; k < terms; k++)
+                    data[k] += in[k].stride;
+                if (!ends)
+                    to += out.stride;
+                at += tile->columns;
             }
-#pragma GCC unroll 3
-            for (int k = 0; k < terms; k++)
-                data[k] += in[k].stride;
-            to += out.stride;
         }
 #pragma GCC unroll 2
         for (int j = 0; j < unroll; j++) {
@@ -685,7 +897,7 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, refbn_ti
 }
 
 /* `direct`: all pivots are 0. */
-static uint64_t refbn_combine_tile(int twofold, int direct, const refbn_rows *in, refbn_tile tile,
+static uint64_t refbn_combine_tile(int twofold, int direct, const refbn_rows *in, const refbn_tile *tile,
                                    const refbn_combination *of, refbn_pivots *pivot, int lane, int by_groups,
                                    refbn_rows out, refbn_ends *ends, int check, int odd)
 {

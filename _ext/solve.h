@@ -311,7 +311,7 @@ static REFBN_INLINE void refbn_put_tensor(refbn_solution *s, int which, int lane
     }
     const refbn_v all = unfit + refbn_select(nothing, (refbn_v){0}, refbn_splat(s->narrow ? 0.0 : 0x1p-1050));
     refbn_put_term(s, of, 3, lane, c, all);
-    if (REFBN_FUSED && s->sums == REFBN_BIASED)
+    if (REFBN_FUSED && (s->sums == REFBN_BRIEF || s->sums == REFBN_BIASED))
         refbn_put_biased(s, which, lane, terms, tensors, a, c, all);
 }
 

@@ -2,11 +2,13 @@
  *
  * A unit is the up to REFBN_LANES consecutive groups that one run of a pass works on. A tile is a part of it:
  * rows of lanes. By groups, where these lie side by side in memory, a row holds one element of every group of
- * the unit. By elements, a row holds REFBN_ROW consecutive elements of one group, and the groups of the unit
- * take turns at each tile: there are as many of them as the cache holds between one sweep and the next.
- * Kernels see a tile through one pointer and one distance between rows for each tensor, in binary32 or
- * binary64: memory itself where it lies like that, else a buffer. Elements come in any order that suits the
- * memory: correctly rounded results do not depend on it.
+ * the unit; or, of a few groups, as many copies of that as lanes allow: one element after the other, of every group.
+ * By elements, a row holds REFBN_ROW consecutive elements of one group, and the groups of the unit
+ * take turns at each tile: there are as many of them as the cache holds between one sweep and the next. Rows
+ * belong to runs, in which memory goes on; what is left at the end of each run is its tail, shorter than a row.
+ * Kernels see a tile through one pointer and two distances for each tensor, between rows and between runs, in
+ * binary32 or binary64: memory itself where it lies like that, else a buffer. Elements come in any order that
+ * suits the memory: correctly rounded results do not depend on it.
  */
 #ifndef REFBN_SWEEP_H
 #define REFBN_SWEEP_H
@@ -16,6 +18,7 @@
 enum {
     REFBN_LANES = 64,            /* groups of a unit at most */
     REFBN_ROW = 4 * REFBN_WIDTH, /* lanes that a kernel's inner loop takes at once */
+    REFBN_COLUMNS = 2 * REFBN_WIDTH, /* lanes that sums from a bias on take at once */
     REFBN_ROWS = 32,             /* rows of a tile */
     REFBN_TILE = REFBN_ROWS * REFBN_ROW, /* elements of a tile by elements */
     REFBN_BLOCK = REFBN_ROWS * REFBN_LANES, /* numbers in a tile at most */
@@ -28,6 +31,7 @@ typedef struct {
     ptrdiff_t group; /* the first one */
     int groups;
     int by_groups;
+    int copies; /* elements of each group in a row, by groups */
 } refbn_unit;
 
 /* One group of a unit by elements; all groups by groups. The lanes of what belongs to it begin at `lane`. */
@@ -42,18 +46,26 @@ static inline refbn_turn refbn_turn_at(const refbn_unit *unit, int index)
 {
     if (unit->by_groups)
         return (refbn_turn){*unit, 0};
-    return (refbn_turn){{unit->group + index, 1, 0}, index};
+    return (refbn_turn){{unit->group + index, 1, 0, 1}, index};
 }
 
+/* By elements, either rows and tails make up the count, or there is one run of whole rows, the rest of the last
+ * one being padding. A run with a tail has a row at least. */
 typedef struct {
     ptrdiff_t start, count; /* elements (of each group) */
-    int rows, columns;      /* columns is a multiple of REFBN_ROW: the rest of a last one is padding */
+    int rows, columns;      /* of a run; columns beyond a unit's lanes are padding */
+    int runs, tail;         /* elements of a tail; by groups 1, 0 */
 } refbn_tile;
 
 typedef struct {
     char *data;
-    ptrdiff_t stride; /* from row to row, in bytes */
+    ptrdiff_t stride, run; /* from row to row and from run to run, in bytes */
 } refbn_rows;
+
+static REFBN_INLINE int refbn_run_length(const refbn_tile *tile) { return tile->rows * tile->columns + tile->tail; }
+
+/* With padding. */
+static REFBN_INLINE int refbn_numbers_of(const refbn_tile *tile) { return tile->runs * refbn_run_length(tile); }
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
 
@@ -78,13 +90,36 @@ static int refbn_groups_at_once(const refbn_call *call)
     return groups <= 1 ? 1 : (int)(groups <= REFBN_WIDTH ? groups : groups - groups % REFBN_WIDTH);
 }
 
+/* How many elements of each group a row holds, by groups: more than one of a few groups that are dense in memory.
+ * Rows that are whole vectors, which need no copy, come first. */
+static int refbn_choose_copies(const refbn_geometry *geometry, refbn_tensor *const *used, int tensors)
+{
+    const int last = geometry->ndim - 1;
+    const ptrdiff_t groups = geometry->groups;
+    if (groups < 2 || 2 * groups > REFBN_LANES)
+        return 1;
+    for (int t = 0; t < tensors; t++) {
+        const ptrdiff_t size = refbn_size(used[t]->format);
+        if (used[t]->group_stride != size || used[t]->stride[last] != groups * size)
+            return 1;
+    }
+    int best = 1;
+    for (int copies = 2; copies <= REFBN_ROW && copies * groups <= REFBN_LANES; copies *= 2)
+        if (geometry->extent[last] % copies == 0 &&
+            (copies * groups % REFBN_COLUMNS == 0 || best * groups % REFBN_COLUMNS != 0))
+            best = copies;
+    return best;
+}
+
 /* Large outputs do not stay in the cache, and the machine need not read what it overwrites; provided that
- * rows start where streams may (lanes.h) and, by groups, where lines of the cache do. */
+ * rows start where streams may (lanes.h) and, by groups or in short runs, where lines of the cache do: a line
+ * that is streamed in two parts costs more than all it saves. */
 static void refbn_plan_stream(const refbn_call *call, refbn_tensor *tensor)
 {
-    enum { LARGE = 1 << 24 }; /* bytes */
+    enum { LARGE = 1 << 24, SHORT = 1 << 12 }; /* bytes */
     const refbn_geometry *geometry = &call->geometry;
-    const uintptr_t aligned = call->by_groups ? 63 : 15;
+    const ptrdiff_t run = geometry->extent[geometry->ndim - 1] * refbn_size(tensor->format);
+    const uintptr_t aligned = call->by_groups || (geometry->ndim > 1 && run < SHORT) ? 63 : 15;
     uintptr_t starts = (uintptr_t)tensor->data | (uintptr_t)(call->by_groups ? 0 : tensor->group_stride);
     for (int axis = 0; axis < geometry->ndim - !call->by_groups; axis++)
         starts |= (uintptr_t)tensor->stride[axis];
@@ -146,39 +181,56 @@ static void refbn_plan(refbn_call *call)
         between_elements += refbn_magnitude(used[t]->stride[merged - 1]);
     }
     call->by_groups = geometry->groups >= 8 && (between_groups < between_elements || geometry->count < 64);
+    call->copies = refbn_choose_copies(geometry, used, tensors);
+    call->by_groups |= call->copies > 1;
     call->unit_groups = call->by_groups ? (int)REFBN_LANES : refbn_groups_at_once(call);
+    const ptrdiff_t extent = geometry->extent[merged - 1], rows = (extent + REFBN_ROW - 1) / REFBN_ROW;
+    call->tile = REFBN_TILE;
+    if (!call->by_groups && merged > 1 && extent >= REFBN_ROW && rows <= REFBN_ROWS)
+        call->tile = REFBN_ROWS / rows * extent; /* whole runs */
     refbn_plan_stream(call, &call->y);
     refbn_plan_stream(call, &call->dx);
 }
 
+/* How many lanes of a row are in use, by groups. */
+static inline int refbn_row_lanes(const refbn_unit *unit) { return unit->groups * unit->copies; }
+
 static inline int refbn_columns(const refbn_unit *unit)
 {
-    return unit->by_groups ? (unit->groups + REFBN_ROW - 1) / REFBN_ROW * REFBN_ROW : REFBN_ROW;
+    const int whole = (refbn_row_lanes(unit) + REFBN_COLUMNS - 1) / REFBN_COLUMNS * REFBN_COLUMNS;
+    return unit->by_groups && whole > REFBN_ROW ? whole : REFBN_ROW;
 }
 
-/* How many lanes of a unit's vectors are in use, rounded up to whole vectors. */
+/* How many lanes of a unit's results are in use, rounded up to whole vectors. */
 static inline int refbn_lanes(const refbn_unit *unit)
 {
     return (unit->groups + REFBN_WIDTH - 1) / REFBN_WIDTH * REFBN_WIDTH;
 }
 
-static inline ptrdiff_t refbn_tile_size(const refbn_unit *unit)
+/* Each group's value to all its lanes, by groups. */
+static inline void refbn_repeat(const refbn_unit *unit, double *lanes)
 {
-    return unit->by_groups ? (ptrdiff_t)REFBN_ROWS : (ptrdiff_t)REFBN_TILE;
+    for (int lane = unit->groups; lane < refbn_row_lanes(unit); lane++)
+        lanes[lane] = lanes[lane - unit->groups];
+}
+
+static inline ptrdiff_t refbn_tile_size(const refbn_call *call, const refbn_unit *unit)
+{
+    return unit->by_groups ? (ptrdiff_t)REFBN_ROWS * unit->copies : call->tile;
 }
 
 static inline ptrdiff_t refbn_tiles(const refbn_call *call, const refbn_unit *unit)
 {
-    const ptrdiff_t size = refbn_tile_size(unit);
+    const ptrdiff_t size = refbn_tile_size(call, unit);
     return (call->geometry.count + size - 1) / size;
 }
 
 static inline refbn_tile refbn_tile_at(const refbn_call *call, const refbn_unit *unit, ptrdiff_t index)
 {
-    const ptrdiff_t size = refbn_tile_size(unit), start = index * size, left = call->geometry.count - start;
+    const ptrdiff_t size = refbn_tile_size(call, unit), start = index * size, left = call->geometry.count - start;
     const ptrdiff_t count = left < size ? left : size;
-    const ptrdiff_t rows = unit->by_groups ? count : (count + REFBN_ROW - 1) / REFBN_ROW;
-    return (refbn_tile){start, count, (int)rows, refbn_columns(unit)};
+    const ptrdiff_t rows = unit->by_groups ? count / unit->copies : (count + REFBN_ROW - 1) / REFBN_ROW;
+    return (refbn_tile){start, count, (int)rows, refbn_columns(unit), 1, 0};
 }
 
 /* Where an element of a group lies; `left` becomes the number of elements from it to the end of its run, in
@@ -218,34 +270,59 @@ static inline ptrdiff_t refbn_runs(const refbn_call *call)
            (call->geometry.extent[call->geometry.ndim - 1] + (call->geometry.count == 0));
 }
 
-/* Where memory may be used in place but for the end of a run, a tile is used in pieces, none of which runs
- * over an end. `rest`, a tile at first, is what is left after the piece. */
+/* By elements, the rows and the tail of each of some runs. */
+static inline refbn_tile refbn_of_runs(ptrdiff_t start, ptrdiff_t runs, ptrdiff_t length)
+{
+    if (length < REFBN_ROW)
+        return (refbn_tile){start, length, 1, REFBN_ROW, 1, 0};
+    return (refbn_tile){start, runs * length, (int)(length / REFBN_ROW), REFBN_ROW, (int)runs,
+                        (int)(length % REFBN_ROW)};
+}
+
+/* A tile is worked on in pieces, in which one distance leads from run to run. `rest`, a tile at first, is what is
+ * left after the piece. */
 static inline refbn_tile refbn_next_piece(const refbn_call *call, const refbn_unit *unit, refbn_tile *rest)
 {
     const refbn_geometry *geometry = &call->geometry;
-    const ptrdiff_t extent = geometry->extent[geometry->ndim - 1];
+    const int inner = geometry->ndim - 1;
+    const ptrdiff_t extent = geometry->extent[inner];
     refbn_tile piece = *rest;
-    if (geometry->ndim > 1 && (unit->by_groups || extent % REFBN_ROW == 0)) {
-        const ptrdiff_t left = extent - rest->start % extent;
+    if (unit->by_groups) {
+        const ptrdiff_t left = inner > 0 ? extent - rest->start % extent : rest->count;
         piece.count = left < rest->count ? left : rest->count;
-        piece.rows = (int)(unit->by_groups ? piece.count : (piece.count + REFBN_ROW - 1) / REFBN_ROW);
-    }
+        piece.rows = (int)(piece.count / unit->copies);
+    } else if (inner == 0)
+        piece = refbn_of_runs(rest->start, 1, rest->count);
+    else if (extent >= REFBN_ROW) {
+        const ptrdiff_t done = rest->start % extent, left = extent - done;
+        ptrdiff_t runs = rest->count / extent;
+        if (done > 0 || runs == 0)
+            piece = refbn_of_runs(rest->start, 1, left < rest->count ? left : rest->count);
+        else {
+            const ptrdiff_t follow = inner > 1 ? geometry->extent[inner - 1] - rest->start / extent %
+                                                                                   geometry->extent[inner - 1]
+                                               : runs;
+            piece = refbn_of_runs(rest->start, follow < runs ? follow : runs, extent);
+        }
+    } /* else a copy of the tile, padded */
     rest->start += piece.count;
     rest->count -= piece.count;
-    rest->rows -= piece.rows;
+    rest->rows = (int)(unit->by_groups ? rest->count / unit->copies : (rest->count + REFBN_ROW - 1) / REFBN_ROW);
     return piece;
 }
 
-/* The next piece; by groups, as much of it as units of a band take in turns. */
+/* The next piece; by groups, as much of it as units of a band take in turns where memory is far away. */
 static inline refbn_tile refbn_next_strip(const refbn_call *call, const refbn_unit *unit, refbn_tile *rest)
 {
+    enum { NEAR = 1 << 16 }; /* elements */
     const refbn_tile before = *rest;
     refbn_tile piece = refbn_next_piece(call, unit, rest);
-    if (!unit->by_groups || piece.rows <= REFBN_STRIP)
+    if (!unit->by_groups || piece.rows <= REFBN_STRIP || call->geometry.groups * call->geometry.count < NEAR)
         return piece;
-    const ptrdiff_t left = before.count - REFBN_STRIP;
-    *rest = (refbn_tile){before.start + REFBN_STRIP, left, (int)left, before.columns};
-    piece.count = piece.rows = REFBN_STRIP;
+    piece.rows = REFBN_STRIP;
+    piece.count = REFBN_STRIP * unit->copies;
+    const ptrdiff_t left = before.count - piece.count;
+    *rest = (refbn_tile){before.start + piece.count, left, (int)(left / unit->copies), before.columns, 1, 0};
     return piece;
 }
 
@@ -253,15 +330,23 @@ static inline refbn_tile refbn_next_strip(const refbn_call *call, const refbn_un
 static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
                                  const refbn_tensor *tensor, int format, refbn_rows *rows)
 {
-    const ptrdiff_t size = refbn_size(format), inner = tensor->stride[call->geometry.ndim - 1];
+    const int last = call->geometry.ndim - 1;
+    const ptrdiff_t size = refbn_size(format), inner = tensor->stride[last];
     ptrdiff_t left;
     if (tensor->format != format ||
-        (unit->by_groups ? tensor->group_stride != size || unit->groups % REFBN_ROW != 0
-                         : inner != size || tile.count % REFBN_ROW != 0))
+        (unit->by_groups ? tensor->group_stride != size || refbn_row_lanes(unit) != tile.columns
+                         : inner != size || refbn_numbers_of(&tile) != tile.count))
         return 0;
     rows->data = refbn_element(call, tensor, unit->group, tile.start, &left);
-    rows->stride = unit->by_groups ? inner : REFBN_ROW * size;
-    return left >= tile.count;
+    rows->stride = unit->by_groups ? inner * unit->copies : REFBN_ROW * size;
+    rows->run = last > 0 ? tensor->stride[last - 1] : 0;
+    return left >= tile.count || tile.runs > 1;
+}
+
+/* Side by side in a buffer. */
+static inline refbn_rows refbn_in_buffer(const refbn_tile *tile, void *buffer, int size)
+{
+    return (refbn_rows){buffer, (ptrdiff_t)tile->columns * size, (ptrdiff_t)refbn_run_length(tile) * size};
 }
 
 /* The tile for reading, in `format` (binary32 or binary64), scaled by a power of two unless that is 1.
@@ -275,29 +360,31 @@ static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, ref
         return rows;
     const int size = refbn_size(format);
     const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
-    rows = (refbn_rows){buffer, (ptrdiff_t)tile.columns * size};
+    rows = refbn_in_buffer(&tile, buffer, size);
     ptrdiff_t left;
     char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
     for (ptrdiff_t done = 0; done < tile.count;) {
         left = left < tile.count - done ? left : tile.count - done;
-        char *to = rows.data + done * (unit->by_groups ? rows.stride : size);
+        char *to = rows.data + (unit->by_groups ? done / unit->copies * rows.stride : done * size);
         const char *from = data;
-        for (ptrdiff_t row = 0; row < (unit->by_groups ? left : 1); row++, to += rows.stride, from += inner) {
+        for (ptrdiff_t row = 0; row < (unit->by_groups ? left / unit->copies : 1); row++) {
             const ptrdiff_t stride = unit->by_groups ? tensor->group_stride : inner;
-            const ptrdiff_t n = unit->by_groups ? unit->groups : left;
+            const ptrdiff_t n = unit->by_groups ? refbn_row_lanes(unit) : left;
             if (format == REFBN_F32)
                 refbn_read_float(tensor->format, (float *)(void *)to, from, stride, n);
             else
                 refbn_read_double(tensor->format, (double *)(void *)to, from, stride, n);
+            to += rows.stride;
+            from += inner * unit->copies;
         }
         done += left;
         if (done < tile.count)
             data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
     }
-    const int all = tile.rows * tile.columns;
+    const int all = refbn_numbers_of(&tile);
     if (unit->by_groups) {
         for (int row = 0; row < tile.rows; row++)
-            for (int lane = unit->groups; lane < tile.columns; lane++)
+            for (int lane = refbn_row_lanes(unit); lane < tile.columns; lane++)
                 if (format == REFBN_F32)
                     ((float *)buffer)[row * tile.columns + lane] = (float)pivot[lane];
                 else
@@ -361,13 +448,16 @@ static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, ref
     char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
     for (ptrdiff_t done = 0; done < tile.count;) {
         left = left < tile.count - done ? left : tile.count - done;
-        const char *from = (const char *)buffer + done * (unit->by_groups ? tile.columns : 1) * size;
+        const char *from = (const char *)buffer + done / unit->copies * (unit->by_groups ? tile.columns : 1) * size;
         char *to = data;
         if (!unit->by_groups)
             refbn_write(size, to, from, inner, left);
         else
-            for (ptrdiff_t row = 0; row < left; row++, from += tile.columns * size, to += inner)
-                refbn_write(size, to, from, tensor->group_stride, unit->groups);
+            for (ptrdiff_t row = 0; row < left / unit->copies; row++) {
+                refbn_write(size, to, from, tensor->group_stride, refbn_row_lanes(unit));
+                from += tile.columns * size;
+                to += inner * unit->copies;
+            }
         done += left;
         if (done < tile.count)
             data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);

@@ -88,12 +88,13 @@ static void probe_tile(const refbn_work *work, const refbn_ends *kept, const dou
     const ptrdiff_t count = work->job->call->geometry.count;
     const refbn_unit *unit = &work->turn.unit;
     const refbn_tile tile = work->piece;
-    for (int k = 0; k < tile.rows * tile.columns; k++) {
+    for (int k = 0; k < refbn_numbers_of(&tile); k++) {
         const int row = k / tile.columns, lane = k % tile.columns;
-        if (unit->by_groups ? lane >= unit->groups : k >= tile.count)
+        if (unit->by_groups ? lane >= refbn_row_lanes(unit) : k >= tile.count)
             continue;
-        const ptrdiff_t group = unit->group + (unit->by_groups ? lane : 0);
-        double *to = ends + 4 * (group * count + tile.start + (unit->by_groups ? row : k));
+        const ptrdiff_t group = unit->group + (unit->by_groups ? lane % unit->groups : 0);
+        const ptrdiff_t element = unit->by_groups ? row * unit->copies + lane / unit->groups : k;
+        double *to = ends + 4 * (group * count + tile.start + element);
         if (!trace) { /* rounded already */
             to[0] = kept->low[k], to[1] = 0.0, to[2] = kept->high[k], to[3] = 0.0;
             continue;
@@ -121,10 +122,10 @@ static void probe_elements(const refbn_job *job, const refbn_unit *unit, const r
             if ((s->biased[which] >> work.turn.lane & every) != every)
                 continue;
             double slots[REFBN_BLOCK];
-            const int size = s->twofold ? 8 : 4, numbers = work.piece.rows * work.piece.columns;
+            const int size = s->twofold ? 8 : 4, numbers = refbn_numbers_of(&work.piece);
             probe_trace = trace;
             probe_slots = 0;
-            refbn_combine_from_bias(&work, which, (refbn_rows){(char *)slots, work.piece.columns * size}, 0);
+            refbn_combine_from_bias(&work, which, refbn_in_buffer(&work.piece, slots, size), 0);
             probe_trace = NULL;
             for (int k = 0; k < numbers; k++)
                 kept.low[k] = s->twofold ? slots[k] : ((float *)slots)[k];
