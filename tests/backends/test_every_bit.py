@@ -80,6 +80,27 @@ def test_many_groups(backend, groups, fmt):
         assert_every_bit(backend, problem, layout=layout)
 
 
+NARROW_WIDE_MIXED = [UNIFORM[2], UNIFORM[3], MIXED[2]]
+
+
+@pytest.mark.parametrize("formats", NARROW_WIDE_MIXED, ids=short)
+@pytest.mark.parametrize(
+    "shape", [(5, 9, 49), (3, 5, 33), (2, 33, 8), (2, 3, 70), (3, 2, 1057), (2, 3, 4, 35)], ids=str
+)
+def test_short_runs_of_memory(backend, formats, shape):
+    """A run may end inside a row of the kernels, and many runs fit into a tile."""
+    assert_every_bit(backend, make_problem(11, shape, formats), layout="samples first")
+
+
+@pytest.mark.parametrize("formats", NARROW_WIDE_MIXED, ids=short)
+@pytest.mark.parametrize(
+    "shape", [(2, 96), (3, 160), (5, 64), (8, 72), (12, 48), (20, 34), (32, 70), (33, 40)], ids=str
+)
+def test_few_dense_groups(backend, formats, shape):
+    """A row of the kernels may hold several elements of each group."""
+    assert_every_bit(backend, make_problem(12, shape, formats), layout="groups last")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(6, 2, 3, 4), (9, 2, 7, 3), (70, 3, 1, 2)], ids=str)
 @pytest.mark.parametrize("formats", [*UNIFORM, MIXED[0], MIXED[4]], ids=short)

@@ -159,7 +159,7 @@ def test_only_what_needs_more_climbs(build, fmt, layout, bad, m):
 
 @each_way
 def test_only_a_bad_group_is_summed_again(build, layout):
-    """What the sums of each group are good for stands first in its row of the state; those by groups are good at once."""
+    """What a group's sums are good for stands first in its row of the state; sums by groups are good at once."""
     _, state = call(native, "forward", laid_out(ties(70, 64, BINARY32, [5]), layout), layout=layout)
     rungs = state[:, 0] - 1
     assert rungs[5] == TWOFOLD
