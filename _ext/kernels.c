@@ -8,7 +8,8 @@
  * tile (rungs.h); what a rounding test does not decide goes on to the next rung: a vector result or a tile of
  * a group, not the tensor.
  *
- *   1  binary32 in two parts, then plain binary64, if nothing of the call is binary64
+ *   1  binary32 in two parts, then plain binary64, if nothing of the call is binary64; sums in plain binary64, too, for
+ *      groups that are not too long
  *   2  binary64 in two parts, then double-double
  *   3  double-double on tensors scaled by powers of two, for binary64 whose exponents leave the range that
  *      solve.h needs; not with frozen statistics
