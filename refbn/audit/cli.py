@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING
 from refbn._errors import RefbnError
 from refbn._formats import FORMATS
 from refbn.audit import adapters
-from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.adapters._protocol import OPERATIONS
 from refbn.audit.cases import FAMILIES, parse
+from refbn.audit.remote.interpreter import TIMEOUT
 
 if TYPE_CHECKING:
+    from refbn.audit.cases import Case
     from refbn.audit.families import Depth
     from refbn.audit.runner import Progress
+    from refbn.audit.selection import Chosen
 
 __all__ = ["main"]
 
@@ -85,8 +88,23 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "framework",
         nargs="*",
         metavar="FRAMEWORK",
-        help=f"{', '.join(adapters.ADAPTERS)}, zoo or zoo-MISTAKE (our own classic mistakes); default: all that "
-        "are installed, without the zoo",
+        help=f"{', '.join(adapters.ADAPTERS)}, zoo or zoo-MISTAKE (our own classic mistakes); FRAMEWORK@PYTHON runs "
+        "it in that interpreter; default: all that are installed, without the zoo",
+    )
+    audit.add_argument("--all", action="store_true", help="every framework that is installed in any interpreter")
+    audit.add_argument(
+        "--python",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="another interpreter to look for frameworks in, may be repeated; it needs NumPy and the framework alone",
+    )
+    audit.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=TIMEOUT,
+        help="how long one case may take in a process of its own (default: %(default)g)",
     )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
     audit.add_argument("--json", metavar="FILE", type=Path, help="also write every finding to FILE")
@@ -105,6 +123,13 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             help=f"only this {option}, may be repeated: {', '.join(words)}",
         )
     audit.set_defaults(command=_audit)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
 
 
 def _version() -> str:
@@ -132,26 +157,35 @@ def _audit(options: argparse.Namespace) -> int:
     if options.list:
         print(*cases, sep="\n")
         return 0
-    chosen = _adapters(options.framework)
+    if options.all and options.framework:
+        raise BadUse("audit: --all and the name of a framework exclude each other")
     if options.json is not None:
         _check_writable(options.json)
 
+    from refbn.audit import selection
+
+    with selection.choose(options.framework, options.python, options.timeout) as chosen:
+        return _run(options, chosen, cases, depth)
+
+
+def _run(options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], depth: Depth) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, report
+    from refbn.audit import detail, report, runner
 
     console = Console(highlight=False)
     if options.case:
-        findings = [f for adapter in chosen for f in detail.print_case(adapter, cases[0], console)]
+        findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console)]
     else:
         with _progress() as progress:
-            findings = runner.run_cases(chosen, cases, progress)
+            findings = runner.run_cases(chosen.adapters, cases, progress)
         if options.framework and set(options.framework) == {"zoo"}:
             report.print_kill_table(runner.kill_table(findings), console)
         else:
             report.print_report(findings, console)
+            report.print_missing(chosen.missing, console)
     if options.json is not None:
-        document = report.as_json(findings, chosen, "case" if options.case else depth, len(cases), _version())
+        document = report.as_json(findings, chosen.adapters, "case" if options.case else depth, len(cases), _version())
         try:
             report.write_json(options.json, document)
         except OSError as error:
@@ -163,19 +197,6 @@ def _require(*packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise BadUse(f"audit needs {', '.join(missing)}: pip install 'refbn[audit]'")
-
-
-def _adapters(names: Sequence[str]) -> list[Adapter]:
-    """Return the adapters to run: those named, which must be installed, or all that are."""
-    chosen = [adapter for name in dict.fromkeys(names or adapters.BY_DEFAULT) for adapter in adapters.load(name)]
-    installed = [adapter for adapter in chosen if adapter.version() is not None]
-    if names and len(installed) < len(chosen):
-        missing = next(adapter.name for adapter in chosen if adapter not in installed)
-        extra = missing.removeprefix("refbn-")
-        raise BadUse(f"audit: {missing} is not installed here: pip install 'refbn[{extra}]'")
-    if not installed:
-        raise BadUse("audit: no framework is installed: pip install 'refbn[torch]', for one")
-    return installed
 
 
 def _check_writable(path: Path) -> None:

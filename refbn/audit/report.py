@@ -23,7 +23,7 @@ from refbn.audit.cases import FAMILIES
 from refbn.audit.compare import VERDICTS, Verdict
 from refbn.audit.runner import FAILURES, Finding, Kill, summary
 
-__all__ = ["as_json", "print_kill_table", "print_report", "schema", "write_json"]
+__all__ = ["as_json", "print_kill_table", "print_missing", "print_report", "schema", "write_json"]
 
 _STYLES: dict[Verdict, str] = {
     "exact": "green",
@@ -73,6 +73,13 @@ def print_report(findings: Sequence[Finding], console: Console) -> None:
             console.print("ok: accurate · dial.: dialect · NONF: nonfinite · RAISE: raises · –: unsupported")
         _print_details(own, console)
         _print_count(own, console)
+
+
+def print_missing(names: Sequence[str], console: Console) -> None:
+    """Print what was not audited because it is installed nowhere."""
+    if names:
+        console.print()
+        _line(console, Text(f"not installed, so not audited: {', '.join(names)}", "dim"))
 
 
 def print_kill_table(kills: Mapping[str, Mapping[str, Kill]], console: Console) -> None:
@@ -224,11 +231,6 @@ def as_json(
             for (framework, operation, family), verdict in summary(findings).items()
         ],
     }
-
-
-def _as_object(finding: Finding) -> dict[str, Any]:
-    where = None if finding.worst is None else list(finding.worst)
-    return {**dataclasses.asdict(finding), "worst": where, "id": finding.id}
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

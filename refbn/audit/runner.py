@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import Adapter, Inputs, Unsupported
+from refbn.audit.adapters._protocol import Adapter, Broken, Inputs, Unsupported
 from refbn.audit.cases import FAMILIES, Case, make_inputs
 from refbn.audit.compare import Comparison, Verdict, compare, compare_runs, same_bits, worst
 from refbn.audit.families import Depth, all_cases
@@ -242,6 +242,8 @@ def _raised(adapter: Adapter, case: Case, error: Exception) -> Comparison:
     So the same question is asked again with two more samples, or with an ε that is not zero.
     """
     why = _first_line(error)
+    if isinstance(error, Broken):
+        return Comparison("raises", note=why)
     more = dataclasses.replace(case, check="", shape=(case.shape[0] + 2, *(s or 1 for s in case.shape[1:])))
     if not case.op.frozen and case.count == 0 and _runs(adapter, more):
         return Comparison("dialect", note=f"refuses an empty batch, which has no mean: {why}")

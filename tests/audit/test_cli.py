@@ -66,6 +66,8 @@ def test_an_audit_prints_its_table(capsys):
 def test_without_a_name_all_that_are_installed_are_audited(capsys):
     status, out, _ = run(capsys, "audit", "--case", "shape:forward:f32:4x3")
     assert status == 0 and "perfect" in out and "missing" not in out
+    _, out, _ = run(capsys, "audit", "--all", "--quick", "--family", "exact", "--operation", "forward")
+    assert "perfect 1.0" in out and "not installed, so not audited: missing" in out
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -150,7 +152,21 @@ def test_an_unknown_framework(capsys):
 
 
 def test_a_framework_that_is_not_installed(capsys):
-    assert "missing is not installed here: pip install 'refbn[missing]'" in refused(capsys, "audit", "missing")
+    assert "missing is not installed here" in refused(capsys, "audit", "missing")
+
+
+def test_bad_use_of_interpreters(capsys):
+    assert "exclude each other" in refused(capsys, "audit", "perfect", "--all")
+    assert "no-such-python: No such file" in refused(capsys, "audit", "perfect", "--python", "no-such-python")
+    for seconds in ("0", "-1", "nan", "inf", "soon"):
+        assert "--timeout" in refused(capsys, "audit", "perfect", f"--timeout={seconds}")
+
+
+def test_a_framework_in_another_process(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setitem(STAND_INS, "stranger", ("tests.audit.strangers:Stranger", ()))
+    case = ("--case", "shape:forward:f64:4x3")
+    assert run(capsys, "audit", f"stranger@{sys.executable}", *case) == run(capsys, "audit", "stranger", *case)
 
 
 @pytest.mark.parametrize("case", ["nonsense", "shape:forward:f32:0x0", "shape:forward:f32:2x3:eps=often"])

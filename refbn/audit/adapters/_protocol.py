@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from refbn.dialects import Dialect
 
-__all__ = ["EVAL", "OPERATIONS", "STATE", "TRAINING", "Adapter", "Inputs", "Operation", "Unsupported"]
+__all__ = ["EVAL", "OPERATIONS", "STATE", "TRAINING", "Adapter", "Broken", "Inputs", "Operation", "Unsupported"]
 
 Array = npt.NDArray[Any]
 
@@ -150,6 +150,10 @@ class Inputs:
 
 class Unsupported(Exception):
     """Raised by an adapter: the framework does not offer this operation, dtype or output."""
+
+
+class Broken(Exception):
+    """Raised in a framework's place where its process ended or went on too long: no refusal that could be meant."""
 
 
 class Adapter(Protocol):
