@@ -30,6 +30,7 @@ HOMES = {
     "torch": ("audit/adapters/torch.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
+    "jinja2": ("audit/report/page.py",),
     "hypothesis": ("testing/",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),

@@ -26,12 +26,19 @@ from refbn.audit.remote.interpreter import TIMEOUT
 if TYPE_CHECKING:
     from refbn.audit.cases import Case
     from refbn.audit.families import Depth
+    from refbn.audit.report.run import Run
     from refbn.audit.runner import Progress
     from refbn.audit.selection import Chosen
 
 __all__ = ["main"]
 
 _NEEDED = ("rich", "jsonschema", "ml_dtypes")
+_FILES = {
+    "json": "every finding, from which all other forms can be made again",
+    "junit": "JUnit XML, for continuous integration",
+    "markdown": "Markdown",
+    "html": "one self-contained page",
+}
 
 
 class BadUse(Exception):
@@ -107,7 +114,9 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="how long one case may take in a process of its own (default: %(default)g)",
     )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
-    audit.add_argument("--json", metavar="FILE", type=Path, help="also write every finding to FILE")
+    for form, meaning in _FILES.items():
+        audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
+    audit.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing, render a run saved with --json")
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
     audit.add_argument("--list", action="store_true", help="print the descriptors of the chosen cases and stop")
     for option, words in (
@@ -144,6 +153,10 @@ def _version() -> str:
 
 def _audit(options: argparse.Namespace) -> int:
     _require(*_NEEDED)
+    if options.html:
+        _require("jinja2")
+    if options.from_json:
+        return _render(options)
     from refbn.audit import runner
 
     depth: Depth = "quick" if options.quick else "full"
@@ -159,8 +172,7 @@ def _audit(options: argparse.Namespace) -> int:
         return 0
     if options.all and options.framework:
         raise BadUse("audit: --all and the name of a framework exclude each other")
-    if options.json is not None:
-        _check_writable(options.json)
+    _check_files(options)
 
     from refbn.audit import selection
 
@@ -171,7 +183,9 @@ def _audit(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], depth: Depth) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, report, runner
+    from refbn.audit import detail, runner
+    from refbn.audit.report import terminal
+    from refbn.audit.report.run import make_run, scripts
 
     console = Console(highlight=False)
     if options.case:
@@ -179,18 +193,63 @@ def _run(options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], dep
     else:
         with _progress() as progress:
             findings = runner.run_cases(chosen.adapters, cases, progress)
-        if options.framework and set(options.framework) == {"zoo"}:
-            report.print_kill_table(runner.kill_table(findings), console)
-        else:
-            report.print_report(findings, console)
-            report.print_missing(chosen.missing, console)
-    if options.json is not None:
-        document = report.as_json(findings, chosen.adapters, "case" if options.case else depth, len(cases), _version())
+    wanted = any(getattr(options, name) for name in _FILES if name != "junit")
+    run = make_run(
+        findings,
+        chosen.adapters,
+        "case" if options.case else depth,
+        len(cases),
+        _version(),
+        chosen.missing,
+        scripts(findings, chosen.adapters) if wanted else None,
+    )
+    if options.framework and set(options.framework) == {"zoo"}:
+        if not options.case:
+            terminal.print_kill_table(runner.kill_table(findings), console)
+    elif not options.case:
+        terminal.print_report(run, console)
+    return _write(options, run)
+
+
+def _render(options: argparse.Namespace) -> int:
+    """Render a run that was saved."""
+    given = [
+        name for name in ("case", "list", "all", "python", "family", "operation", "dtype") if getattr(options, name)
+    ]
+    if options.framework or given:
+        raise BadUse(f"audit: --from-json renders a run as it was saved, without {given[0] if given else 'frameworks'}")
+    _check_files(options)
+
+    from rich.console import Console
+
+    from refbn.audit.report import document, terminal
+
+    run = document.read(options.from_json)
+    terminal.print_report(run, Console(highlight=False))
+    return _write(options, run)
+
+
+def _write(options: argparse.Namespace, run: Run) -> int:
+    """Write the files that were asked for, and return the exit status."""
+    from refbn.audit.report import document, junit, markdown
+    from refbn.audit.report.run import fails
+
+    for name in _FILES:
+        path = getattr(options, name)
+        if path is None:
+            continue
         try:
-            report.write_json(options.json, document)
+            if name == "json":
+                document.write_json(path, document.as_document(run))
+            elif name == "html":
+                from refbn.audit.report import page
+
+                document.write_text(path, page.page(run))
+            else:
+                document.write_text(path, junit.junit(run) if name == "junit" else markdown.markdown(run))
         except OSError as error:
-            raise BadUse(f"audit: --json {options.json}: {error.strerror}") from error
-    return int(any(f.verdict in runner.FAILURES for f in findings))
+            raise BadUse(f"audit: --{name} {path}: {error.strerror}") from error
+    return int(any(map(fails, run.findings)))
 
 
 def _require(*packages: str) -> None:
@@ -199,15 +258,19 @@ def _require(*packages: str) -> None:
         raise BadUse(f"audit needs {', '.join(missing)}: pip install 'refbn[audit]'")
 
 
-def _check_writable(path: Path) -> None:
-    """Find out before a long run, not after it."""
-    if path.is_dir():
-        raise BadUse(f"audit: --json {path}: is a directory, expected a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise BadUse(f"audit: --json {path}: cannot write to {path.parent}: {error.strerror}") from error
+def _check_files(options: argparse.Namespace) -> None:
+    """Find out before a long run whether its files can be written, not after it."""
+    for name in _FILES:
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if path.is_dir():
+            raise BadUse(f"audit: --{name} {path}: is a directory, expected a file")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise BadUse(f"audit: --{name} {path}: cannot write to {path.parent}: {error.strerror}") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from refbn._formats import format_of
 from refbn.audit import truth
 from refbn.audit.adapters._protocol import Adapter, Inputs
 from refbn.audit.cases import Case, make_inputs
-from refbn.audit.report import numbers
+from refbn.audit.report.run import numbers
 from refbn.audit.runner import Finding, run_case
 from refbn.audit.truth import Conventions, Expected
 

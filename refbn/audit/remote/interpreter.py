@@ -85,6 +85,11 @@ class Interpreter:
         worker = self._workers.setdefault(key, _Worker(self.python, dict(environment), self.timeout))
         return Remote(self, worker, path, arguments, declared)
 
+    @property
+    def is_this(self) -> bool:
+        """Whether it is the interpreter that runs the audit."""
+        return _same_program(self.python)
+
     def rest(self) -> None:
         """End the process that told what there is; those that run adapters start with their first case."""
         self._first.stop()
