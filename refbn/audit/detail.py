@@ -57,21 +57,8 @@ def print_case(adapter: Adapter, case: Case, console: Console) -> list[Finding]:
 
 def _arrays(case: Case, inputs: Inputs) -> list[tuple[str, Array]]:
     """Return the arrays that take part in the case's operation."""
-    op = case.op
-    stateful = case.operation in ("running", "train_eval_train")
-    names = ["gamma", "beta"] if stateful else ["x", "gamma", "beta"]
-    if op.frozen:
-        names += ["mean", "var"]
-    if stateful:
-        names += ["running_mean", "running_var"]
-    elif case.operation.startswith("vjp"):
-        names.append("dy")
-    elif op.composition:
-        names += [f"{name}_dot" for name in names]
-    if op.composition and not case.operation.startswith(("vjp", "jvp")):
-        names.append("w")
-    found = [(name, getattr(inputs, name)) for name in names]
-    if stateful:
+    found = [(name, getattr(inputs, name)) for name in case.op.arrays]
+    if case.operation in ("running", "train_eval_train"):
         found += [(f"batches[{i}]", batch) for i, batch in enumerate(inputs.batches)]
     return found
 

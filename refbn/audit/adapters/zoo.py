@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 import refbn
 from refbn._formats import FORMATS, load, round_to
-from refbn.audit.adapters._composed import answer
+from refbn.audit.adapters._composed import answer, script
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -150,9 +150,12 @@ class _Point:
 class _Training(_Point):
     """Batch norm with the statistics of x."""
 
+    fewest: ClassVar[int] = 2
+    """How many values a channel must have."""
+
     def prepare(self, x: Matrix) -> None:
         """Set mean, var, r and x̂. Channels of extreme size are scaled by a power of two on the way."""
-        if x.shape[1] < 2:
+        if x.shape[1] < self.fewest:
             raise ValueError("training needs more than one value in each channel")
         size = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.sqrt(self.inputs.eps))
         exponent = np.frexp(size)[1]
@@ -312,6 +315,9 @@ class Control:
         Where the mistake was made in public, if that is known.
     training, frozen : type
         The batch norm at a point, with statistics of x and with given ones.
+    depends_on_order : bool
+        Whether the results depend on the order of summation or the like, so that another program with the same
+        mistake has errors of the same size, but not the same ones.
     """
 
     name: str = "control"
@@ -319,6 +325,7 @@ class Control:
     thread: str = ""
     training: ClassVar[type[_Point]] = _Training
     frozen: ClassVar[type[_Point]] = _Frozen
+    depends_on_order: ClassVar[bool] = False
 
     dialect = DIALECTS["torch"]
     operations = frozenset(OPERATIONS) - {
@@ -341,7 +348,7 @@ class Control:
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
         """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
+        return script(f"zoo-{type(self).name}", operation)
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
@@ -352,11 +359,11 @@ class Control:
             return self._forward(point) if operation == "forward" else answer(operation, point, inputs)
 
     def blend(self, old: Matrix, new: Matrix, weight: Fraction) -> Matrix:
-        """Return the running statistic after one batch."""
+        """Return the running statistic after one batch; `weight` is the new value's."""
         return np.asarray(old + float(weight) * (new - old))
 
     def unbiased(self, var: Matrix, count: int) -> Matrix:
-        """Return the batch variance that is blended into the running one."""
+        """Return the batch variance that is blended into the running one, if the dialect corrects it."""
         return np.asarray(var * (count / (count - 1)))
 
     def _forward(self, point: Any) -> dict[str, Array]:
@@ -370,11 +377,13 @@ class Control:
             """Return the inputs with the next running statistics, and y."""
             nonlocal steps
             steps += 1
-            weight, _ = self.dialect.weight(inputs.momentum, steps)
+            weight, weighs_new = self.dialect.weight(inputs.momentum, steps)
+            weight = weight if weighs_new else 1 - weight
             point: Any = self.training(replace(inputs, x=batch))
             count = batch.size // batch.shape[1]
             mean = self.blend(point.column(inputs.running_mean), point.mean, weight)
-            var = self.blend(point.column(inputs.running_var), self.unbiased(point.var, count), weight)
+            new = self.unbiased(point.var, count) if self.dialect.unbiased_running_var else point.var
+            var = self.blend(point.column(inputs.running_var), new, weight)
             return replace(inputs, running_mean=point.vector(mean), running_var=point.vector(var)), point.y
 
         if operation == "running":
@@ -395,17 +404,54 @@ def _working(point: _Point) -> type[np.floating[Any]]:
     return np.float64 if point.inputs.x.dtype == np.float64 else np.float32
 
 
+def _serial(point: _Point, values: Matrix) -> Matrix:
+    """Return each channel's sum, added up one after the other in the working precision."""
+    working = _working(point)
+    if values.shape[1] == 0:
+        return np.zeros((len(values), 1))
+    return values.astype(working).cumsum(axis=1, dtype=working)[:, -1:].astype(np.float64)
+
+
+def _kept(point: _Point, values: Matrix) -> Matrix:
+    """Return values rounded to the data's format."""
+    return load(round_to(values, point.inputs.x.dtype))
+
+
+def _folded(point: _Point, mean: Matrix, r: Matrix) -> Matrix:
+    """Return x·α + β′, each operation in the working precision."""
+    working = _working(point)
+    x, m, inverse, gamma, beta = (
+        a.astype(working) for a in (point.matrix(point.inputs.x), mean, r, point.gamma, point.beta)
+    )
+    alpha = gamma * inverse
+    return np.asarray(x * alpha + (beta - m * alpha), np.float64)
+
+
 class OnePassVariance(Control):
     """The variance is E[x²] − E[x]², in the precision of the data: all digits cancel when the mean is large."""
 
     name = "one-pass-variance"
     family = "conditioning"
     thread = "google/flax#1491, tensorflow#118701"
+    depends_on_order = True
 
     class training(_Training):
         def variance(self, x: Matrix, d: Matrix) -> Matrix:
             x = x.astype(_working(self))
             return self.average(x * x).astype(np.float64) - self.average(x).astype(np.float64) ** 2
+
+
+class OnePassClipped(Control):
+    """The variance is max(0, E[x²] − E[x]²) in the precision of the data: what cancels below zero becomes 0."""
+
+    name = "one-pass-clipped"
+    family = "conditioning"
+    thread = "google/flax#1491"
+    depends_on_order = True
+
+    class training(OnePassVariance.training):
+        def variance(self, x: Matrix, d: Matrix) -> Matrix:
+            return np.maximum(super().variance(x, d), 0.0)
 
 
 class UnscaledOverflow(Control):
@@ -441,12 +487,119 @@ class NarrowAccumulator(Control):
 
     name = "narrow-accumulator"
     family = "conditioning"
+    depends_on_order = True
 
     class training(_Training):
         def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
             sums = x.astype(self.inputs.x.dtype).cumsum(axis=1)
             mean = sums[:, -1:].astype(np.float64) / x.shape[1]
             return mean, x - mean
+
+
+class SerialSums(Control):
+    """Every sum over a channel is added up in the working precision, one term after the other.
+
+    In binary32 it drifts in long channels, and stands still where a term is below half an ulp of the sum.
+    """
+
+    name = "serial-sums"
+    family = "exact"
+    depends_on_order = True
+
+    class training(_Training):
+        def total(self, values: Matrix) -> Matrix:
+            return _serial(self, values)
+
+        def average(self, values: Matrix) -> Matrix:
+            return np.asarray(_serial(self, values) / values.shape[1])
+
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = self.average(x)
+            return mean, x - mean
+
+    class frozen(_Frozen):
+        def total(self, values: Matrix) -> Matrix:
+            return _serial(self, values)
+
+
+class StoredStatistics(Control):
+    """Mean and invstd are rounded to the parameters' format, in which they are stored, before they are used."""
+
+    name = "stored-statistics"
+    family = "conditioning"
+
+    class training(_Training):
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = load(round_to(super().centre(x)[0], self.inputs.gamma.dtype))
+            return mean, x - mean
+
+        def variance(self, x: Matrix, d: Matrix) -> Matrix:
+            return super().variance(x, super().centre(x)[1])
+
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return load(round_to(super().inverse_root(var, eps), self.inputs.gamma.dtype))
+
+
+class NarrowArithmetic(Control):
+    """Every operation on elements is rounded to the data's own format, binary16 or bfloat16."""
+
+    name = "narrow-arithmetic"
+    family = "conditioning"
+    depends_on_order = True
+
+    class training(_Training):
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = _kept(self, super().centre(x)[0])
+            return mean, _kept(self, x - mean)
+
+        def variance(self, x: Matrix, d: Matrix) -> Matrix:
+            return _kept(self, self.average(_kept(self, d * d)))
+
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return _kept(self, 1.0 / _kept(self, np.sqrt(_kept(self, var + eps))))
+
+        def project(self, u: Matrix) -> Matrix:
+            centred = _kept(self, u - _kept(self, self.average(u)))
+            moment = _kept(self, self.average(_kept(self, self.xhat * centred)))
+            return _kept(self, centred - _kept(self, _kept(self, self.xhat) * moment))
+
+        def output(self) -> Matrix:
+            return _kept(self, self.gamma * _kept(self, self.xhat)) + self.beta
+
+        def push(self) -> Matrix:
+            to, xhat = self.direction, _kept(self, self.xhat)
+            moved = _kept(self, _kept(self, self.gamma * self.r) * self.project(to["x"]))
+            return np.asarray(_kept(self, moved + _kept(self, to["gamma"] * xhat)) + to["beta"])
+
+    class frozen(_Frozen):
+        def prepare(self, x: Matrix) -> None:
+            super().prepare(x)
+            self.d = _kept(self, self.d)
+            self.r = _kept(self, 1.0 / _kept(self, np.sqrt(_kept(self, self.var + self.inputs.eps))))
+
+        def output(self) -> Matrix:
+            return _kept(self, self.gamma * _kept(self, self.d * self.r)) + self.beta
+
+        def push(self) -> Matrix:
+            to = self.direction
+            a_dot = _kept(self, to["gamma"] * self.r + self.gamma * self.r_dot)
+            moved = _kept(self, _kept(self, self.gamma * self.r) * _kept(self, to["x"] - to["mean"]))
+            return np.asarray(_kept(self, _kept(self, a_dot * self.d) + moved) + to["beta"])
+
+
+class FoldedAffine(Control):
+    """y is computed as x·α + β′ with α = γ·r and β′ = β − μ·α, which cancels where μ is large beside the spread."""
+
+    name = "folded-affine"
+    family = "conditioning"
+
+    class training(_Training):
+        def output(self) -> Matrix:
+            return _folded(self, self.mean, self.r)
+
+    class frozen(_Frozen):
+        def output(self) -> Matrix:
+            return _folded(self, self.mean, self.r)
 
 
 class BesselForward(Control):
@@ -470,6 +623,34 @@ class EpsOutsideRoot(Control):
     class training(_Training):
         def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
             return np.asarray(1.0 / (np.sqrt(var) + eps))
+
+
+class EpsAsFloor(Control):
+    """ε is the least variance, √max(v, ε), instead of an addend."""
+
+    name = "eps-as-floor"
+    family = "conditioning"
+
+    class training(_Training):
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return np.asarray(1.0 / np.sqrt(np.maximum(var, eps)))
+
+
+class EpsRaised(Control):
+    """An ε below 1.001e-5 is raised to that, the least that cuDNN was once thought to take."""
+
+    name = "eps-raised"
+    family = "conditioning"
+
+    class training(_Training):
+        def prepare(self, x: Matrix) -> None:
+            self.inputs = replace(self.inputs, eps=max(self.inputs.eps, 1.001e-5))
+            super().prepare(x)
+
+    class frozen(_Frozen):
+        def prepare(self, x: Matrix) -> None:
+            self.inputs = replace(self.inputs, eps=max(self.inputs.eps, 1.001e-5))
+            super().prepare(x)
 
 
 class LeakingNan(Control):
@@ -558,6 +739,20 @@ class DetachedVariance(Control):
             return np.zeros_like(u)  # y is then linear in x
 
 
+class DetachedStatistics(Control):
+    """Mean and variance are constants to every derivative: the formula of evaluation, in training."""
+
+    name = "detached-statistics"
+    family = "composition"
+
+    class training(_Training):
+        def project(self, u: Matrix) -> Matrix:
+            return u
+
+        def kernel(self, u: Matrix, g: Matrix) -> Matrix:
+            return np.zeros_like(u)
+
+
 class EpsForgottenInBackward(Control):
     """The backward multiplies by 1/√v where the forward divided by √(v + ε)."""
 
@@ -590,6 +785,21 @@ class DroppedThirdTerm(Control):
     class training(_Training):
         def third(self, u: Matrix, pg: Matrix) -> Matrix:
             return np.zeros_like(u)
+
+
+class CubedInvstd(Control):
+    """The jvp forms r³ in the format of the data: in binary16 it overflows from r = 41 on, and NaN comes out."""
+
+    name = "cubed-invstd"
+    family = "structure"
+
+    class training(_Training):
+        def push(self) -> Matrix:
+            to, d = self.direction, self.xhat / self.r
+            centred = to["x"] - self.average(to["x"])
+            cube = round_to(self.r**3, self.inputs.x.dtype).astype(np.float64)
+            moved = centred * self.r - d * (cube * self.average(centred * d))
+            return np.asarray(self.gamma * moved + to["gamma"] * self.xhat + to["beta"])
 
 
 class ConstantStatisticsInJvp(Control):
@@ -742,16 +952,38 @@ class RunningCorrectedTwice(Control):
         return super().unbiased(super().unbiased(var, count), count)
 
 
+class RunningVarianceOfOneValue(Control):
+    """One value in a channel is not refused: Bessel's m/(m − 1) is 1/0, and the running variance NaN from then on."""
+
+    name = "running-variance-of-one-value"
+    family = "state"
+    thread = "pytorch#1381"
+
+    class training(_Training):
+        fewest = 1
+
+    def unbiased(self, var: Matrix, count: int) -> Matrix:
+        """Return var·m/(m − 1), 0·∞ for one value."""
+        return var * np.divide(count, np.float64(count - 1))
+
+
 ZOO: dict[str, type[Control]] = {
     member.name: member
     for member in (
         Control,
         OnePassVariance,
+        OnePassClipped,
         UnscaledOverflow,
         HalfStatistics,
+        StoredStatistics,
         NarrowAccumulator,
+        NarrowArithmetic,
+        SerialSums,
+        FoldedAffine,
         BesselForward,
         EpsOutsideRoot,
+        EpsAsFloor,
+        EpsRaised,
         LeakingNan,
         NanTakenForZero,
         BesselBackward,
@@ -759,9 +991,11 @@ ZOO: dict[str, type[Control]] = {
         DroppedXhatTerm,
         DetachedMean,
         DetachedVariance,
+        DetachedStatistics,
         EpsForgottenInBackward,
         GammaGradientWithoutInvstd,
         DroppedThirdTerm,
+        CubedInvstd,
         ConstantStatisticsInJvp,
         EvalGradientWithTrainingFormula,
         InvstdTakenForVariance,
@@ -772,6 +1006,7 @@ ZOO: dict[str, type[Control]] = {
         RunningStatisticsInTraining,
         RunningWithoutDecay,
         RunningCorrectedTwice,
+        RunningVarianceOfOneValue,
     )
 }
 """The members by name; `Control` is the first."""
