@@ -9,28 +9,31 @@ and one of these holds:
 
 F1. *digits*: the result is at least `CLOSER` times nearer to the mistake's numbers than to the truth, at the worst
     element of each;
-F2. *bits*: the mistake's rounded numbers differ from the correctly rounded truth in at least `TELLING` elements, and
-    the result has the mistake's bits in nine of ten of them, and in nine of ten of all. (Where the error is a few ulps,
-    rounding alone forbids F1.) If each agreement were a coin, this would happen once in a hundred times by chance;
+F2. *bits*: the mistake's rounded numbers differ from the correctly rounded truth in at least `TELLING` elements of the
+    group, and its results have the mistake's bits in nine of ten of them, and in nine of ten of all. (Where the error
+    is a few ulps, rounding alone forbids F1.) Were each agreement a coin, chance would do this once in a hundred times;
 F3. *pattern*: the result is finite in other places than the truth, and where it is finite, F1 holds or the error
     relative to the mistake is within 8 ulps.
 
 A finding is explained by a mistake that fits it and at least `SEVERAL` cases of its group (same framework, operation,
 output, check and family). Where the group has fewer, the same case is asked again with other seeds, and must be off and
-fit there too. Of several mistakes the one that fits most cases is told, then the one with most digits.
+fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework gets right
+as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits most cases,
+then one that does not depend on the order, then the one with most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel in
-which its errors exceed the bound, E is the root mean square of the result's errors and S that of the mistake's. It
+which its errors exceed the bound, E is the root mean square of the result's errors and S that of the mistake's, the
+median over the orders. It
 is *consistent with* the group if, over at least `CHANNELS` channels of at least `SEVERAL` cases, the geometric mean of E/S
 lies between 1/3 and 3, and nine of ten single ratios between 1/10 and 10. A channel in which the result is not
 finite counts as one of those ten if some order leaves the mistake not finite there too, and against it if none does. The
 words are "consistent with", never more: errors of one size may have another cause.
 
-**The smallest case.** Findings of one framework, operation, output, check and verdict with one explanation are shrunk once
-(unexplained ones once for each family), from their case with the fewest elements: fewer repetitions, axes, channels,
-samples; plain layout, parameters, data, offset, scale. A change is kept if verdict and explanation stay; the first that
-is kept begins another round. The number of trials is bounded, and so is the time for all.
+**The smallest case.** Findings of one framework, operation, output, check and verdict with one explanation are shrunk
+once (unexplained ones once for each family), from their case with the fewest elements: fewer repetitions, axes,
+channels, samples; plain layout, parameters, data, offset, scale. A change is kept if verdict and explanation stay; the
+first that is kept begins another round. The number of trials is bounded, and so is the processor time for all.
 """
 
 from __future__ import annotations
@@ -47,9 +50,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from refbn._formats import format_of
+from refbn._formats import format_of, round_to
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import Adapter, Inputs, Unsupported
+from refbn.audit.adapters._protocol import Adapter, Inputs
 from refbn.audit.cases import Case, make_inputs, parse
 from refbn.audit.compare import VERDICTS, Verdict
 from refbn.audit.reproduce import script
@@ -77,7 +80,11 @@ CHANNELS = 6
 
 _LARGE = 2**20  # elements; beyond, only the mistake that needs so many is tried
 _ONLY_LARGE = "serial-sums"
-_ORDERS = 3
+_ORDERS = 2
+_SMALL, _KEPT = 4096, 4000  # of how few elements answers are kept, and how many
+_SEEDS = 3
+_FINE = 12
+_SHOWS = 30.0  # times the bound: less might be luck
 _TRIALS = 40
 
 
@@ -91,14 +98,41 @@ class Fit:
         Which clause of the rule.
     digits : float or None
         Decimal digits that result and mistake share, at most the format's; None if no element is finite.
-    told, of : int
-        For "bits": how many of the telling elements agree.
     """
 
     how: str
     digits: float | None
-    told: int = 0
-    of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """How often a result has a mistake's bits.
+
+    Attributes
+    ----------
+    told, telling : int
+        Of the elements in which the mistake's rounded numbers differ from the rounded truth: those that agree, and all.
+    same, real : int
+        The same of all elements.
+    """
+
+    told: int
+    telling: int
+    same: int
+    real: int
+
+    def __add__(self, other: Bits) -> Bits:
+        return Bits(
+            self.told + other.told, self.telling + other.telling, self.same + other.same, self.real + other.real
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether F2 holds."""
+        return self.telling >= TELLING and self.told >= 0.9 * self.telling and self.same >= 0.9 * self.real
+
+
+_NO_BITS = Bits(0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +149,7 @@ class _Evidence:
     """What is known about one finding that is off."""
 
     fits: dict[str, Fit] = field(default_factory=dict)
+    bits: dict[str, Bits] = field(default_factory=dict)
     sizes: dict[str, _Sizes] = field(default_factory=dict)
 
 
@@ -144,15 +179,20 @@ def fit(got: Array, mistaken: Array, expected: Expected) -> Fit | None:
         return Fit("pattern", digits) if near else None
     if off == 0:
         return None
-    if apart * CLOSER <= off:
-        return Fit("digits", digits)
+    return Fit("digits", digits) if apart * CLOSER <= off else None
+
+
+def same_bits(got: Array, mistaken: Array, expected: Expected) -> Bits:
+    """Count the elements in which a result has the bits of a mistake, and those that tell it from the truth."""
+    if got.shape != expected.full_shape or mistaken.shape != got.shape or got.size == 0:
+        return Bits(0, 0, 0, 0)
+    form = expected.output_format(format_of(got.dtype))
+    got, mistaken = _period(got, expected), _period(mistaken, expected)
+    real = np.isfinite(got) & np.isfinite(mistaken) & ~expected.nonfinite & ~expected.free
+    stored = round_to(np.where(real, mistaken, 0.0), form.dtype).astype(np.float64)
     rounded = expected.rounded(form)
-    stored = mistaken.astype(form.dtype).astype(np.float64)
-    telling = real & (stored != rounded)
-    told, of = int((telling & (got == stored)).sum()), int(telling.sum())
-    if of >= TELLING and told >= 0.9 * of and (got == stored)[real].mean() >= 0.9:
-        return Fit("bits", digits, told, of)
-    return None
+    same, telling = real & (got == stored), real & (stored != rounded)
+    return Bits(int((same & telling).sum()), int(telling.sum()), int(same.sum()), int(real.sum()))
 
 
 def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes | None:
@@ -183,7 +223,7 @@ def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes 
         errors = theirs[~lost] - truth_here - expected.low[here]
         if not np.any(np.abs(errors) > limit[here]):
             continue
-        size = math.sqrt(float(np.mean(errors * errors)))
+        size = float(np.median(np.sqrt(np.mean(errors * errors, axis=1))))
         own_size = math.sqrt(float(np.mean((own - truth_here - expected.low[here]) ** 2)))
         ratios.append(own_size / size)
     return _Sizes(tuple(ratios), agreeing, against) if ratios or agreeing or against else None
@@ -240,16 +280,20 @@ class Diagnosis:
                 key = (finding.framework, finding.operation, finding.output, finding.check, finding.family)
                 groups.setdefault(key, []).append(finding)
         deadlines: dict[str, float] = {}
+        fine: dict[tuple[str, ...], list[Finding]] = {}
+        for finding in findings:
+            if finding.verdict in ("exact", "accurate") and not finding.check:
+                fine.setdefault((finding.framework, finding.operation, finding.output), []).append(finding)
         for group in groups.values():
             name = group[0].framework
-            deadlines.setdefault(name, time.monotonic() + self._seconds / 2)
-            explained |= self._explain(group, by_name[name], deadlines[name])
+            deadlines.setdefault(name, time.process_time() + self._seconds / 2)
+            formats = {finding.dtype for finding in group}
+            alike = [f for f in fine.get((name, group[0].operation, group[0].output), ()) if f.dtype in formats]
+            explained |= self._explain(group, alike, by_name[name], deadlines[name])
         smallest = self._smallest(findings, explained, by_name)
         return [self._told(finding, explained, smallest) for finding in findings]
 
-    def _told(
-        self, finding: Finding, explained: Mapping[str, tuple[str, str]], smallest: Mapping[str, str]
-    ) -> Finding:
+    def _told(self, finding: Finding, explained: Mapping[str, tuple[str, str]], smallest: Mapping[str, str]) -> Finding:
         if finding.verdict == "dialect" and finding.note.startswith("matches "):
             return dataclasses.replace(finding, explanation=finding.note)
         if finding.verdict not in OFF:
@@ -264,94 +308,171 @@ class Diagnosis:
 
     # ---- evidence ----------------------------------------------------------------------------------------------
 
-    def _examine(self, adapter: Adapter, case: Case, finding: Finding, answer: Answer) -> _Evidence:
+    def _examine(
+        self, adapter: Adapter, case: Case, finding: Finding, answer: Answer, mistakes: Sequence[str] | None = None
+    ) -> _Evidence:
+        """Return how each mistake, or each of some, does on a finding."""
         evidence = _Evidence()
+        mistakes = _candidates(case) if mistakes is None else mistakes
         if finding.verdict == "raises":
             return evidence
         expected = _expected(adapter, case).get(finding.output)
         if case.check == "unmodified":
-            for name in _candidates(case):
+            for name in mistakes:
                 if self._memory.note(name, adapter, case) == finding.note:
                     evidence.fits[name] = Fit("pattern", None)
             return evidence
         if expected is None or finding.output not in answer:
             return evidence
         got = answer[finding.output]
-        for name in _candidates(case):
+        for name in mistakes:
             runs = self._memory.answers(name, adapter, case)
             of_output = [run[finding.output] for run in runs if finding.output in run]
             if not of_output:
                 continue
-            found = fit(got, of_output[0], expected)
-            if found is not None:
-                evidence.fits[name] = found
+            determined = of_output[: len(_zoo()[name].variants)]
+            fits = [found for a in determined if (found := fit(got, a, expected)) is not None]
+            if fits:
+                evidence.fits[name] = max(fits, key=lambda found: found.digits or 0.0)
+            if not case.check and finding.verdict != "nonfinite":
+                evidence.bits[name] = max(
+                    (same_bits(got, a, expected) for a in determined), key=lambda b: (b.told - b.telling, b.same)
+                )
             if _zoo()[name].depends_on_order and not case.check:
                 sizes = _sizes(got, of_output, expected)
                 if sizes is not None:
                     evidence.sizes[name] = sizes
         return evidence
 
-    def _again(self, adapter: Adapter, case: Case, finding: Finding) -> tuple[Verdict | None, _Evidence]:
+    def _again(
+        self, adapter: Adapter, case: Case, finding: Finding, mistakes: Sequence[str] | None = None
+    ) -> tuple[Verdict | None, _Evidence]:
         """Ask a variation of a finding's case; return the verdict on the same output, and evidence if it is off."""
         answer: dict[str, Array] = {}
         for other in run_case(adapter, case, answer):
             if other.output == finding.output:
                 if other.verdict in OFF:
-                    return other.verdict, self._examine(adapter, case, other, answer)
+                    return other.verdict, self._examine(adapter, case, other, answer, mistakes)
                 return other.verdict, _Evidence()
         return None, _Evidence()
 
     # ---- explanations ------------------------------------------------------------------------------------------
 
-    def _explain(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> dict[str, tuple[str, str]]:
-        evidence = {finding.id: self._evidence[finding.id] for finding in group}
-        counts: dict[str, int] = {}
-        for own in evidence.values():
-            for name in own.fits:
-                counts[name] = counts.get(name, 0) + 1
-        total = len(group)
-        more = 0
-        if any(count < SEVERAL for count in counts.values()) and time.monotonic() < deadline:
-            # The case of the first finding that they fit, with other seeds.
-            first = next(f for f in group if any(counts[n] < SEVERAL for n in evidence[f.id].fits))
-            case = parse(first.case)
-            for seed in range(case.seed + 101, case.seed + 101 + SEVERAL):
-                verdict, own = self._again(adapter, dataclasses.replace(case, seed=seed), first)
-                more += verdict in OFF
-                for name in own.fits:
-                    counts[name] = counts.get(name, 0) + 1
-        sizes = self._consistent(evidence.values())
+    def _explain(
+        self, group: Sequence[Finding], fine: Sequence[Finding], adapter: Adapter, deadline: float
+    ) -> dict[str, tuple[str, str]]:
+        """Return the mistake and the words for each finding of a group that is explained."""
+        own = {finding.id: self._evidence[finding.id] for finding in group}
+        every = [*own.values(), *self._with_other_seeds(group, adapter, deadline)]
+        names = dict.fromkeys(name for one in every for name in (*one.fits, *one.bits, *one.sizes))
+        counts = {name: sum(name in one.fits for one in every) for name in names}
+        against = {
+            name: self._contradictions(name, fine, adapter)
+            for name in names
+            if counts[name] >= SEVERAL or any(one.bits.get(name, _NO_BITS).telling for one in every)
+        }
         told: dict[str, tuple[str, str]] = {}
         for finding in group:
-            own = evidence[finding.id]
-            fitting = [name for name in own.fits if counts[name] >= SEVERAL]
+            evidence = own[finding.id]
+            fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against[n] < counts[n]]
             if fitting:
-                best = max(fitting, key=lambda n: (counts[n], own.fits[n].digits or 0.0))
-                told[finding.id] = best, _words(best, own.fits[best], counts[best], total + more, parse(finding.case))
-            elif sizes is not None and sizes[0] in own.sizes:
-                told[finding.id] = sizes
+                best = min(fitting, key=lambda n: self._rank(n, against[n], counts[n], evidence.fits[n]))
+                told[finding.id] = (
+                    best,
+                    _words(best, evidence.fits[best], counts[best], len(every), parse(finding.case)),
+                )
+        for form in dict.fromkeys(finding.dtype for finding in group if finding.id not in told):
+            rest = [f for f in group if f.dtype == form and f.id not in told]
+            extra = [one for one in every if not any(one is mine for mine in own.values())]
+            by_bits = self._by_bits([own[f.id] for f in rest] + (extra if len(rest) == len(group) else []), against)
+            for finding in rest:
+                if by_bits is not None and own[finding.id].bits.get(by_bits[0], _NO_BITS).telling:
+                    told[finding.id] = by_bits
+        rest = [f for f in group if f.id not in told]
+        sizes = self._consistent(every if len(rest) == len(group) else [own[f.id] for f in rest], against)
+        if sizes is not None:
+            told |= {f.id: sizes for f in rest if sizes[0] in own[f.id].sizes}
         return told
 
     @staticmethod
-    def _consistent(evidence: Iterable[_Evidence]) -> tuple[str, str] | None:
+    def _rank(name: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
+        return against, -fits, _zoo()[name].depends_on_order, -(fit.digits or 0.0)
+
+    def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[_Evidence]:
+        """Yield evidence of a small group's first case with other seeds, where that is off too."""
+        if len(group) > SEVERAL or group[0].verdict == "raises":
+            return
+        case = parse(group[0].case)
+        for seed in range(case.seed + 101, case.seed + 101 + _SEEDS):
+            if time.process_time() < deadline and _elements(case)[0] <= _LARGE:
+                verdict, evidence = self._again(adapter, dataclasses.replace(case, seed=seed), group[0])
+                if verdict in OFF:
+                    yield evidence
+
+    @staticmethod
+    def _by_bits(evidence: Sequence[_Evidence], against: Mapping[str, int]) -> tuple[str, str] | None:
+        """Return the mistake whose bits a group has, and the words for it (F2)."""
+        found: list[tuple[float, int, str, str]] = []
+        for name in dict.fromkeys(name for own in evidence for name in own.bits):
+            here = [own.bits[name] for own in evidence if name in own.bits and own.bits[name].telling]
+            total = sum(here, _NO_BITS)
+            if len(here) >= SEVERAL and total.fits and against.get(name, 0) < len(here):
+                words = (
+                    f"{name}, the same bits in {total.told} of the {total.telling} elements that tell it from the truth"
+                )
+                found.append((-total.told / total.telling, -total.telling, name, f"{words}, {len(here)} cases: "))
+        if not found:
+            return None
+        _, _, name, words = min(found)
+        return name, words + _phrase(name)
+
+    def _contradictions(self, name: str, fine: Sequence[Finding], adapter: Adapter) -> int:
+        """Count cases, of up to a dozen, that the framework gets right and in which the mistake would show."""
+        count = 0
+        for finding in fine[:: max(len(fine) // _FINE, 1)][:_FINE]:
+            case = parse(finding.case)
+            if _elements(case)[0] > _LARGE:
+                continue
+            mine, right = (self._memory.answers(n, adapter, case) for n in (name, "control"))
+            if not right or finding.output not in right[0]:
+                continue
+            exact = right[0][finding.output].astype(np.float64)
+            scale = float(np.max(np.abs(exact), where=np.isfinite(exact), initial=0.0))
+            scaled, ratio = finding.max_scaled_ulp or 0.0, finding.bound_ratio or 0.0
+            allowed = max(8.0, scaled / ratio if ratio else 0.0) * 2 * case.format.unit_roundoff * scale
+            shown = []
+            for run in mine:
+                if finding.output in run:
+                    got = run[finding.output].astype(np.float64)
+                    apart = np.where(np.isfinite(exact), np.abs(got - exact), 0.0)
+                    shown.append(bool(np.any(~(apart <= _SHOWS * allowed))))
+            count += bool(shown) and all(shown)
+        return count
+
+    @staticmethod
+    def _consistent(evidence: Sequence[_Evidence], against: Mapping[str, int]) -> tuple[str, str] | None:
         """Return the mistake whose errors have the size of the group's, and the words for it."""
-        found: list[tuple[float, str, str]] = []
-        evidence = list(evidence)
+        found: list[tuple[float, float, str, str]] = []
         for name in dict.fromkeys(name for own in evidence for name in own.sizes):
             sizes = [own.sizes[name] for own in evidence if name in own.sizes]
             ratios = [ratio for one in sizes for ratio in one.ratios]
-            agreeing, against = sum(one.agreeing for one in sizes), sum(one.against for one in sizes)
+            agreeing, contrary = sum(one.agreeing for one in sizes), sum(one.against for one in sizes)
             channels = len(ratios) + agreeing
             cases = sum(bool(one.ratios or one.agreeing) for one in sizes)
             near = sum(0.1 <= ratio <= 10 for ratio in ratios) + agreeing
-            if channels < CHANNELS or cases < SEVERAL or near < 0.9 * (len(ratios) + agreeing + against):
+            if channels < CHANNELS or cases < SEVERAL or against.get(name, 0) >= cases or near < 0.9 * (channels + contrary):
                 continue
             mean = math.exp(np.mean(np.log([r for r in ratios if r > 0]))) if any(ratios) else 1.0
             if not 1 / 3 <= mean <= 3:
                 continue
-            words = f"consistent with {name}: errors of its size ({mean:.2g} times, {channels} channels of {cases} cases): "
-            found.append((abs(math.log(mean)), name, words + _phrase(name)))
-        return min(found)[1:] if found else None
+            words = (
+                f"consistent with {name}: errors of its size ({mean:.2g} times, {channels} channels of {cases} cases): "
+            )
+            found.append((against.get(name, 0), abs(math.log(mean)), name, words + _phrase(name)))
+        if not found:
+            return None
+        _, _, name, words = min(found)
+        return name, words
 
     # ---- smallest cases ----------------------------------------------------------------------------------------
 
@@ -369,8 +490,8 @@ class Diagnosis:
         # What is worst first, in case time runs out.
         for key in sorted(groups, key=lambda key: -VERDICTS.index(cast(Verdict, key[4]))):
             group, mistake = groups[key], key[5] if not key[5].startswith(" ") else ""
-            deadline = deadlines.setdefault(key[0], time.monotonic() + self._seconds / 2)
-            if time.monotonic() > deadline:
+            deadline = deadlines.setdefault(key[0], time.process_time() + self._seconds / 2)
+            if time.process_time() > deadline:
                 continue
             case = shrink(
                 min((parse(f.case) for f in group), key=_elements),
@@ -384,10 +505,11 @@ class Diagnosis:
         """Return whether a case gives the finding's verdict, and whether the mistake still fits or is as large."""
 
         def still(case: Case) -> bool:
-            verdict, evidence = self._again(adapter, case, finding)
+            verdict, evidence = self._again(adapter, case, finding, [mistake] if mistake else [])
             if verdict != finding.verdict:
                 return False
-            if not mistake or mistake in evidence.fits:
+            bits = evidence.bits.get(mistake, _NO_BITS)
+            if not mistake or mistake in evidence.fits or (bits.telling and bits.told >= 0.9 * bits.telling):
                 return True
             sizes = evidence.sizes.get(mistake)
             return sizes is not None and not sizes.against and all(0.1 <= ratio <= 10 for ratio in sizes.ratios)
@@ -396,19 +518,21 @@ class Diagnosis:
 
 
 class _Memory:
-    """The zoo's answers to the latest case, for all adapters of one dialect."""
+    """The zoo's latest answers to small cases, for all adapters of one dialect."""
 
     def __init__(self) -> None:
-        self._case: Case | None = None
-        self._answers: dict[tuple[str, str, bool], list[dict[str, Array]]] = {}
+        self._answers: dict[tuple[str, Case, str, bool], list[dict[str, Array]]] = {}
 
     def answers(self, name: str, adapter: Adapter, case: Case) -> list[dict[str, Array]]:
-        """Return a mistake's answers: to the case, and if it depends on the order, to permutations of it."""
-        if case != self._case:
-            self._case, self._answers = case, {}
-        key = (name, adapter.dialect.name, adapter.differentiates_statistics)
+        """Return a mistake's answers: each variant's, then, if it depends on the order, those to permutations."""
+        key = (name, case, adapter.dialect.name, adapter.differentiates_statistics)
         if key not in self._answers:
-            self._answers[key] = list(_ask(name, adapter, case))
+            answers = list(_ask(name, adapter, case))
+            if _elements(case)[0] > _SMALL:
+                return answers
+            if len(self._answers) >= _KEPT:
+                del self._answers[next(iter(self._answers))]
+            self._answers[key] = answers
         return self._answers[key]
 
     def note(self, name: str, adapter: Adapter, case: Case) -> str:
@@ -429,15 +553,18 @@ def _ask(name: str, adapter: Adapter, case: Case) -> Iterator[dict[str, Array]]:
     if not adapter.differentiates_statistics:
         nothing = np.zeros_like(inputs.mean)
         inputs = dataclasses.replace(inputs, mean_dot=nothing, var_dot=nothing)
-    orders: list[npt.NDArray[np.intp] | None] = [None]
+    runs: list[tuple[Any, npt.NDArray[np.intp] | None]] = [
+        (_member(name, adapter, **variant), None) for variant in member.variants
+    ]
     if member.depends_on_order and inputs.x.size <= _LARGE:
         count = case.shape[0] * case.repeat
-        orders += [np.random.RandomState(k).permutation(count) for k in range(1, _ORDERS)]
+        orders = (np.argsort(np.random.PCG64(k).random_raw(count), kind="stable") for k in range(_ORDERS))
+        runs += [(member, order) for order in orders]
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        for order in orders:
+        for variant, order in runs:
             try:
-                answer = member.run(case.operation, inputs if order is None else _reordered(inputs, order))
+                answer = variant.run(case.operation, inputs if order is None else _reordered(inputs, order))
             except Exception:  # a mistake that cannot be asked this explains nothing
                 return
             yield answer if order is None else _restored(answer, order, inputs)
@@ -453,8 +580,8 @@ def _restored(answer: Answer, order: npt.NDArray[np.intp], inputs: Inputs) -> di
     return {n: a[back] if a.ndim > 1 and a.shape == inputs.x.shape else a for n, a in answer.items()}
 
 
-def _member(name: str, adapter: Adapter) -> Any:
-    member = _zoo()[name]()
+def _member(name: str, adapter: Adapter, **variant: int) -> Any:
+    member = _zoo()[name](**variant)
     member.dialect = adapter.dialect
     return member
 
@@ -481,9 +608,7 @@ def _phrase(name: str) -> str:
 
 
 def _words(name: str, fit: Fit, cases: int, of: int, case: Case) -> str:
-    if fit.how == "bits":
-        how = f"the same bits in {fit.told} of the {fit.of} elements that tell it from the truth"
-    elif fit.digits is None:
+    if fit.digits is None:
         how = "the same elements are not finite" if not case.check else "the same traces"
     else:
         how = f"to {fit.digits:.1f} of {case.format.precision * math.log10(2):.1f} digits"
@@ -507,7 +632,7 @@ def shrink(case: Case, still: Callable[[Case], bool], deadline: float = math.inf
     still : callable
         What must stay true.
     deadline : float
-        In the sense of `time.monotonic`: no trial begins after it.
+        In the sense of `time.process_time`: no trial begins after it.
     trials : int
         How many cases may be tried.
     """
@@ -518,7 +643,7 @@ def shrink(case: Case, still: Callable[[Case], bool], deadline: float = math.inf
         for candidate in _simpler(case):
             if candidate in tried:
                 continue
-            if len(tried) > trials or time.monotonic() > deadline:
+            if len(tried) > trials or time.process_time() > deadline:
                 return case
             tried.add(candidate)
             if still(candidate):

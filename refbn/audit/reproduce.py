@@ -112,7 +112,9 @@ def _head(finding: Finding, case: Case) -> str:
     sentences += [text for text in (finding.explanation, finding.note, finding.thread) if text]
     sentences.append(f"case {case}")
     return "\n".join(
-        fill(text, _WIDTH, initial_indent="# ", subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False)
+        fill(
+            text, _WIDTH, initial_indent="# ", subsequent_indent="#   ", break_long_words=False, break_on_hyphens=False
+        )
         for text in sentences
     )
 
@@ -223,7 +225,9 @@ def _checked(case: Case, output: str, inputs: Inputs, used: list[str], lines: st
     if case.check == "threads":
         raise Unsupported("no script for the check threads: how a framework is told their number is its own affair")
     arguments = ", ".join(used)
-    function = f"def ask({arguments}):\n{indent(lines, '    ')}\n    return {{n: np.array(a) for n, a in answer.items()}}"
+    function = (
+        f"def ask({arguments}):\n{indent(lines, '    ')}\n    return {{n: np.array(a) for n, a in answer.items()}}"
+    )
     tensors = [name for name in used if name in _TENSORS]
     arrays = [name for name in used if name in _ARRAYS]
     if case.check == "unmodified":

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -243,7 +244,7 @@ class _Listening:
 def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) -> Finding:
     return Finding(
         framework=adapter.name,
-        version=adapter.version() or "",
+        version=_version(adapter),
         operation=case.operation,
         composition=case.op.composition,
         family=case.family,
@@ -253,6 +254,12 @@ def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) 
         output=output,
         **{f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)},
     )
+
+
+@lru_cache(maxsize=64)
+def _version(adapter: Adapter) -> str:
+    """Looking through the installed packages takes longer than many a case."""
+    return adapter.version() or ""
 
 
 def _out_of_scope(adapter: Adapter, case: Case) -> str:

@@ -120,7 +120,7 @@ def script(adapter: str, operation: str) -> str:
             "from refbn.audit.adapters import load",
             "from refbn.audit.adapters._protocol import Inputs",
             f"given = dict({', '.join(f'{name}={name}' for name in names)})",
-            "inputs = Inputs(**{f.name: given.get(f.name, given[\"gamma\"]) for f in fields(Inputs)})",
+            'inputs = Inputs(**{f.name: given.get(f.name, given["gamma"]) for f in fields(Inputs)})',
             f'answer = load("{adapter}")[0].run("{operation}", inputs)',
         )
     )

@@ -318,14 +318,17 @@ class Control:
     depends_on_order : bool
         Whether the results depend on the order of summation or the like, so that another program with the same
         mistake has errors of the same size, but not the same ones.
+    variants : tuple of dict
+        Arguments with which the class may be called: orders of summation that programs are known to use.
     """
 
     name: str = "control"
     family: str = ""
     thread: str = ""
-    training: ClassVar[type[_Point]] = _Training
-    frozen: ClassVar[type[_Point]] = _Frozen
+    training: type[_Point] = _Training
+    frozen: type[_Point] = _Frozen
     depends_on_order: ClassVar[bool] = False
+    variants: ClassVar[tuple[dict[str, int], ...]] = ({},)
 
     dialect = DIALECTS["torch"]
     operations = frozenset(OPERATIONS) - {
@@ -404,12 +407,19 @@ def _working(point: _Point) -> type[np.floating[Any]]:
     return np.float64 if point.inputs.x.dtype == np.float64 else np.float32
 
 
-def _serial(point: _Point, values: Matrix) -> Matrix:
+def _serial(point: _Point, values: Matrix, parts: int, lanes: int) -> Matrix:
     """Return each channel's sum, added up one after the other in the working precision."""
     working = _working(point)
-    if values.shape[1] == 0:
-        return np.zeros((len(values), 1))
-    return values.astype(working).cumsum(axis=1, dtype=working)[:, -1:].astype(np.float64)
+    narrow = values.astype(working)
+    if parts == 0:
+        samples = narrow.reshape(len(values), point.inputs.x.shape[0], -1)
+        narrow, parts = samples.cumsum(axis=2, dtype=working)[:, :, -1], 1
+    total = np.zeros((len(values), 1), working)
+    for part in np.array_split(narrow, parts, axis=1):
+        for lane in range(lanes):
+            if part[:, lane::lanes].shape[1]:
+                total = total + part[:, lane::lanes].cumsum(axis=1, dtype=working)[:, -1:]
+    return total.astype(np.float64)
 
 
 def _kept(point: _Point, values: Matrix) -> Matrix:
@@ -417,14 +427,30 @@ def _kept(point: _Point, values: Matrix) -> Matrix:
     return load(round_to(values, point.inputs.x.dtype))
 
 
-def _folded(point: _Point, mean: Matrix, r: Matrix) -> Matrix:
-    """Return x·α + β′, each operation in the working precision."""
+def _folded(point: _Point, mean: Matrix, var: Matrix, fused: int) -> Matrix:
+    """Return x·α + β′, each operation in the working precision, or with a fused multiply-add at the end."""
     working = _working(point)
-    x, m, inverse, gamma, beta = (
-        a.astype(working) for a in (point.matrix(point.inputs.x), mean, r, point.gamma, point.beta)
+    x, m, v, gamma, beta = (
+        a.astype(working) for a in (point.matrix(point.inputs.x), mean, var, point.gamma, point.beta)
     )
-    alpha = gamma * inverse
-    return np.asarray(x * alpha + (beta - m * alpha), np.float64)
+    alpha = gamma * (1 / np.sqrt(v + working(point.inputs.eps)))
+    shift = beta - m * alpha
+    product = x * alpha
+    if fused:
+        # product + rest is x·α exactly: in binary64 as it stands, and there by Dekker's splitting.
+        wide, factor = x.astype(np.float64), alpha.astype(np.float64)
+        rest = wide * factor - product if working is np.float32 else _remainder(x, alpha, product)
+        total = product + shift
+        back = total - product
+        return np.asarray(total + ((product - (total - back)) + (shift - back) + rest).astype(working), np.float64)
+    return np.asarray(product + shift, np.float64)
+
+
+def _remainder(a: Matrix, b: Matrix, product: Matrix) -> Matrix:
+    """Return a·b − product exactly, where product is a·b rounded and nothing overflows."""
+    a_high, b_high = (v * 134217729.0 - (v * 134217729.0 - v) for v in (a, b))
+    a_low, b_low = a - a_high, b - b_high
+    return np.asarray(((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low)
 
 
 class OnePassVariance(Control):
@@ -500,26 +526,45 @@ class SerialSums(Control):
     """Every sum over a channel is added up in the working precision, one term after the other.
 
     In binary32 it drifts in long channels, and stands still where a term is below half an ulp of the sum.
+
+    Parameters
+    ----------
+    parts : int
+        So many pieces of the channel are added up on their own, as threads do; 0 stands for one for each sample.
+    lanes : int
+        So many interleaved sums are kept, as vector registers do.
     """
 
     name = "serial-sums"
     family = "exact"
     depends_on_order = True
+    variants = ({}, {"parts": 2}, {"parts": 4}, {"parts": 0}, {"lanes": 8}, {"lanes": 16})
+
+    def __init__(self, parts: int = 1, lanes: int = 1) -> None:
+        split = {"parts": parts, "lanes": lanes}
+        self.training = type("training", (SerialSums.training,), split)
+        self.frozen = type("frozen", (SerialSums.frozen,), split)
 
     class training(_Training):
+        parts: int
+        lanes: int
+
         def total(self, values: Matrix) -> Matrix:
-            return _serial(self, values)
+            return _serial(self, values, self.parts, self.lanes)
 
         def average(self, values: Matrix) -> Matrix:
-            return np.asarray(_serial(self, values) / values.shape[1])
+            return np.asarray(self.total(values) / values.shape[1])
 
         def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
             mean = self.average(x)
             return mean, x - mean
 
     class frozen(_Frozen):
+        parts: int
+        lanes: int
+
         def total(self, values: Matrix) -> Matrix:
-            return _serial(self, values)
+            return _serial(self, values, self.parts, self.lanes)
 
 
 class StoredStatistics(Control):
@@ -533,11 +578,11 @@ class StoredStatistics(Control):
             mean = load(round_to(super().centre(x)[0], self.inputs.gamma.dtype))
             return mean, x - mean
 
-        def variance(self, x: Matrix, d: Matrix) -> Matrix:
-            return super().variance(x, super().centre(x)[1])
-
         def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
             return load(round_to(super().inverse_root(var, eps), self.inputs.gamma.dtype))
+
+        def project(self, u: Matrix) -> Matrix:
+            return np.asarray(u - self.average(u) - self.xhat * self.average(self.xhat * u))
 
 
 class NarrowArithmetic(Control):
@@ -592,14 +637,24 @@ class FoldedAffine(Control):
 
     name = "folded-affine"
     family = "conditioning"
+    depends_on_order = True
+    variants = ({}, {"fused": 1})
+
+    def __init__(self, fused: int = 0) -> None:
+        self.training = type("training", (FoldedAffine.training,), {"fused": fused})
+        self.frozen = type("frozen", (FoldedAffine.frozen,), {"fused": fused})
 
     class training(_Training):
+        fused: int
+
         def output(self) -> Matrix:
-            return _folded(self, self.mean, self.r)
+            return _folded(self, self.mean, self.var, self.fused)
 
     class frozen(_Frozen):
+        fused: int
+
         def output(self) -> Matrix:
-            return _folded(self, self.mean, self.r)
+            return _folded(self, self.mean, self.var, self.fused)
 
 
 class BesselForward(Control):
@@ -788,18 +843,22 @@ class DroppedThirdTerm(Control):
 
 
 class CubedInvstd(Control):
-    """The jvp forms r³ in the format of the data: in binary16 it overflows from r = 41 on, and NaN comes out."""
+    """The jvp is computed in the data's own format and forms r³: in binary16 it overflows from r = 41 on, to NaN."""
 
     name = "cubed-invstd"
     family = "structure"
+    depends_on_order = True
 
     class training(_Training):
         def push(self) -> Matrix:
-            to, d = self.direction, self.xhat / self.r
-            centred = to["x"] - self.average(to["x"])
-            cube = round_to(self.r**3, self.inputs.x.dtype).astype(np.float64)
-            moved = centred * self.r - d * (cube * self.average(centred * d))
-            return np.asarray(self.gamma * moved + to["gamma"] * self.xhat + to["beta"])
+            to, mean, r = self.direction, _kept(self, self.mean), _kept(self, self.r)
+            d = _kept(self, self.matrix(self.inputs.x) - mean)
+            centred = _kept(self, to["x"] - _kept(self, self.average(to["x"])))
+            cube = _kept(self, r**3)
+            r_dot = _kept(self, self.average(_kept(self, _kept(self, centred * d) * -cube)))
+            moved = _kept(self, _kept(self, centred * r) + _kept(self, d * r_dot))
+            xhat = _kept(self, d * r)
+            return _kept(self, _kept(self, moved * self.gamma) + _kept(self, xhat * to["gamma"])) + to["beta"]
 
 
 class ConstantStatisticsInJvp(Control):
