@@ -1,8 +1,8 @@
 """Why a result is off: which classic mistake gives the same numbers, and the smallest case that shows it.
 
 The candidates are the members of the zoo (`refbn.audit.adapters.zoo`): each is a batch norm with one mistake, asked the
-same case under the adapter's own dialect. (Named conventions have been tried before: they give the verdict ``dialect``.)
-Errors are measured per element in units of the largest exact magnitude of the channel, as the audit does.
+same case under the adapter's own dialect. (Named conventions have been tried before: they give the verdict
+``dialect``.) Errors are measured per element in units of the largest exact magnitude of the channel, as the audit does.
 
 **The rule for a mistake whose numbers are determined.** It *fits* a result if both are finite at the same elements
 and one of these holds:
@@ -22,18 +22,18 @@ as it fits. Of several mistakes the one with the fewest such contradictions is t
 then one that does not depend on the order, then the one with most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
-program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel in
-which its errors exceed the bound, E is the root mean square of the result's errors and S that of the mistake's, the
-median over the orders. It
-is *consistent with* the group if, over at least `CHANNELS` channels of at least `SEVERAL` cases, the geometric mean of E/S
-lies between 1/3 and 3, and nine of ten single ratios between 1/10 and 10. A channel in which the result is not
-finite counts as one of those ten if some order leaves the mistake not finite there too, and against it if none does. The
-words are "consistent with", never more: errors of one size may have another cause.
+program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
+in which its errors exceed the bound, E is the root mean square of the result's errors and S that of the mistake's, the
+median over the orders. It is *consistent with* the group if, over at least `CHANNELS` channels of at least `SEVERAL`
+cases, the geometric mean of E/S lies between 1/3 and 3, and nine of ten single ratios between 1/10 and 10. A channel in
+which the result is not finite counts as one of those ten if some order leaves the mistake not finite there too, and
+against it if none does. The words are "consistent with", never more: errors of one size may have another cause.
 
 **The smallest case.** Findings of one framework, operation, output, check and verdict with one explanation are shrunk
 once (unexplained ones once for each family), from their case with the fewest elements: fewer repetitions, axes,
-channels, samples; plain layout, parameters, data, offset, scale. A change is kept if verdict and explanation stay; the
-first that is kept begins another round. The number of trials is bounded, and so is the processor time for all.
+channels, samples; plain layout, parameters, data, offset, scale. A change is kept if verdict and explanation stay, and
+if the exact result does not cancel to less than a competent implementation's error; the first that is kept begins
+another round. The number of trials is bounded, and so is the processor time for all.
 """
 
 from __future__ import annotations
@@ -45,22 +45,37 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refbn._errors import DomainError
 from refbn._formats import format_of, round_to
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import Adapter, Inputs
+from refbn.audit.adapters._protocol import Adapter, Inputs, Unsupported
 from refbn.audit.cases import Case, make_inputs, parse
 from refbn.audit.compare import VERDICTS, Verdict
-from refbn.audit.reproduce import script
-from refbn.audit.runner import Finding, run_case
+from refbn.audit.reproduce import case_of, script
+from refbn.audit.runner import Finding, run_case, run_cases
 from refbn.audit.threads import thread_of
 from refbn.audit.truth import Conventions, Expected
 
-__all__ = ["CHANNELS", "CLOSER", "OFF", "SEVERAL", "TELLING", "Diagnosis", "Fit", "fit", "script", "shrink"]
+__all__ = [
+    "CHANNELS",
+    "CLOSER",
+    "OFF",
+    "SEVERAL",
+    "TELLING",
+    "Bits",
+    "Diagnosis",
+    "Fit",
+    "fit",
+    "reproduce",
+    "same_bits",
+    "script",
+    "shrink",
+]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -460,7 +475,12 @@ class Diagnosis:
             channels = len(ratios) + agreeing
             cases = sum(bool(one.ratios or one.agreeing) for one in sizes)
             near = sum(0.1 <= ratio <= 10 for ratio in ratios) + agreeing
-            if channels < CHANNELS or cases < SEVERAL or against.get(name, 0) >= cases or near < 0.9 * (channels + contrary):
+            if (
+                channels < CHANNELS
+                or cases < SEVERAL
+                or against.get(name, 0) >= cases
+                or near < 0.9 * (channels + contrary)
+            ):
                 continue
             mean = math.exp(np.mean(np.log([r for r in ratios if r > 0]))) if any(ratios) else 1.0
             if not 1 / 3 <= mean <= 3:
@@ -483,13 +503,13 @@ class Diagnosis:
         for finding in findings:
             if finding.id in self._evidence:
                 mistake = explained.get(finding.id, ("", ""))[0]
-                key = (finding.framework, finding.operation, finding.output, finding.check, finding.verdict)
+                key = (finding.framework, finding.operation, finding.output, finding.check, str(finding.verdict))
                 groups.setdefault((*key, mistake or f" {finding.family}"), []).append(finding)
         deadlines: dict[str, float] = {}
         smallest: dict[str, str] = {}
         # What is worst first, in case time runs out.
-        for key in sorted(groups, key=lambda key: -VERDICTS.index(cast(Verdict, key[4]))):
-            group, mistake = groups[key], key[5] if not key[5].startswith(" ") else ""
+        for key in sorted(groups, key=lambda key: -VERDICTS.index(groups[key][0].verdict)):
+            group, mistake = groups[key], key[-1] if not key[-1].startswith(" ") else ""
             deadline = deadlines.setdefault(key[0], time.process_time() + self._seconds / 2)
             if time.process_time() > deadline:
                 continue
@@ -503,8 +523,11 @@ class Diagnosis:
 
     def _shows(self, adapter: Adapter, finding: Finding, mistake: str) -> Callable[[Case], bool]:
         """Return whether a case gives the finding's verdict, and whether the mistake still fits or is as large."""
+        posed = _well_posed(adapter, parse(finding.case), finding.output)
 
         def still(case: Case) -> bool:
+            if posed and not _well_posed(adapter, case, finding.output):
+                return False
             verdict, evidence = self._again(adapter, case, finding, [mistake] if mistake else [])
             if verdict != finding.verdict:
                 return False
@@ -515,6 +538,25 @@ class Diagnosis:
             return sizes is not None and not sizes.against and all(0.1 <= ratio <= 10 for ratio in sizes.ratios)
 
         return still
+
+
+def reproduce(adapter: Adapter, name: str) -> str:
+    """Return the script of the finding that an id, or a case's descriptor, stands for.
+
+    Where several outputs are off, it is the worst one's; where none is, the script shows that.
+
+    Raises
+    ------
+    DomainError
+        If there is no such finding, or no script for it.
+    """
+    case, output = case_of(name, adapter.name)
+    findings = run_cases([adapter], [case], None, Diagnosis())
+    findings = [f for f in findings if output in ("", f.output)] or findings
+    try:
+        return script(max(findings, key=lambda f: (f.verdict in OFF, VERDICTS.index(f.verdict))), adapter)
+    except Unsupported as error:
+        raise DomainError(f"reproduce: {name}: {error}", argument="reproduce") from error
 
 
 class _Memory:
@@ -597,6 +639,17 @@ def _candidates(case: Case) -> list[str]:
     if math.prod(case.shape) * case.repeat > _LARGE:
         return [_ONLY_LARGE]
     return [name for name in _zoo() if name != "control"]
+
+
+def _well_posed(adapter: Adapter, case: Case, output: str) -> bool:
+    """Whether a competent implementation keeps a third of the digits: what cancels to next to nothing shows little."""
+    expected = _expected(adapter, case).get(output)
+    if expected is None or expected.high.size == 0:
+        return True
+    asked = ~expected.free & ~expected.nonfinite
+    form = expected.param_form if expected.is_vector else expected.form
+    limit = np.where(asked, expected.limit(form), 0.0)
+    return bool(np.all(limit <= 2.0 ** (-form.precision / 3) * _scale(expected, np.zeros_like(limit))))
 
 
 def _expected(adapter: Adapter, case: Case) -> dict[str, Expected]:

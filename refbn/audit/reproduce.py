@@ -31,6 +31,7 @@ Array = npt.NDArray[Any]
 
 _WIDTH = 116
 _ARRAYS = tuple(f.name for f in dataclasses.fields(Inputs) if f.name not in ("eps", "momentum", "batches"))
+_STATEFUL = ("running", "train_eval_train")
 _TENSORS = ("x", "dy", "w", "x_dot")
 # Where a finding has no output of its own, what its script ends with.
 _NO_RESULT = 'print("no exception:", {name: np.shape(array) for name, array in answer.items()})'
@@ -91,7 +92,8 @@ def script(finding: Finding, adapter: Adapter) -> str:
     case = parse(finding.smallest or finding.case)
     inputs = make_inputs(case)
     lines = adapter.reproduction(case.operation, inputs).strip("\n")
-    used = [name for name in (*_ARRAYS, "batches", "eps", "momentum") if re.search(rf"\b{name}\b", lines)]
+    kept = ("batches", "momentum") if inputs.batches and case.operation in _STATEFUL else ()
+    used = [name for name in (*case.op.arrays, *kept, "eps") if re.search(rf"\b{name}\b", lines)]
     expected = truth.expect(case, Conventions.of(adapter.dialect, adapter.differentiates_statistics))
     parts = [_head(finding, case), "import numpy as np"]
     if "bfloat16" in (case.format.name, case.param_format.name):
@@ -126,7 +128,7 @@ def _given(case: Case, inputs: Inputs, used: list[str]) -> Iterator[str]:
     """Yield the lines that define the inputs."""
     for name in used:
         if name == "batches":
-            yield f"batches = ({', '.join(_literal(b[: case.shape[0]]) for b in inputs.batches)},)"
+            yield _wrapped(f"batches = ({', '.join(_literal(b[: case.shape[0]]) for b in inputs.batches)},)")
         elif name in ("eps", "momentum"):
             yield f"{name} = {getattr(inputs, name)!r}"
         else:
@@ -202,7 +204,8 @@ def _compared(output: str, expected: Expected, case: Case) -> Iterator[str]:
     literal = _literal(rounded.astype(np.float64))
     if not expected.is_vector and case.repeat > 1:
         literal = f"np.tile({literal}, {(case.repeat, *(1 for _ in case.shape[1:]))})"
-    yield _wrapped(f"expected = {literal}  # the exact result, rounded to {form.name}")
+    yield f"# the exact result, rounded to {form.name}:"
+    yield _wrapped(f"expected = {literal}")
     yield f'got = np.asarray(answer["{output}"], np.float64)'
     yield 'print("got     ", got)'
     yield 'print("expected", expected)'

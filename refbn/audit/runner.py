@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -244,7 +244,7 @@ class _Listening:
 def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) -> Finding:
     return Finding(
         framework=adapter.name,
-        version=_version(adapter),
+        version=_version(cast(Hashable, adapter)),
         operation=case.operation,
         composition=case.op.composition,
         family=case.family,
@@ -257,7 +257,7 @@ def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) 
 
 
 @lru_cache(maxsize=64)
-def _version(adapter: Adapter) -> str:
+def _version(adapter: Any) -> str:
     """Looking through the installed packages takes longer than many a case."""
     return adapter.version() or ""
 

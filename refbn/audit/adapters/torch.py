@@ -205,7 +205,7 @@ def _nested_script(composition: str) -> list[str]:
         "direction = (x_dot, gamma_dot, beta_dot)",
         "def f(*point):",
         "    y = bn(*point).double()",
-        f"    return {'(w.double() * (y**2 / 2 + y**3 / 6)).sum()' if scalar else 'w.double() * (y**2 / 2 + y**3 / 6)'}",
+        f"    return (w.double() * (y**2 / 2 + y**3 / 6)){'.sum()' if scalar else ''}",
     ]
     current = "f"
     for depth, mode in enumerate(reversed(modes), start=1):

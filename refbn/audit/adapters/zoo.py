@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -407,6 +407,14 @@ def _working(point: _Point) -> type[np.floating[Any]]:
     return np.float64 if point.inputs.x.dtype == np.float64 else np.float32
 
 
+def _configured(member: type[Control], **fields: int) -> dict[str, type[_Point]]:
+    """Return a member's two classes with some attributes set."""
+    return {
+        name: cast("type[_Point]", type(name, (getattr(member, name),), dict(fields)))
+        for name in ("training", "frozen")
+    }
+
+
 def _serial(point: _Point, values: Matrix, parts: int, lanes: int) -> Matrix:
     """Return each channel's sum, added up one after the other in the working precision."""
     working = _working(point)
@@ -490,7 +498,7 @@ class UnscaledOverflow(Control):
     class training(_Training):
         def variance(self, x: Matrix, d: Matrix) -> Matrix:
             d = d.astype(_working(self))
-            return self.average((d * d).astype(np.float64))
+            return self.average(d * d).astype(np.float64)
 
 
 class HalfStatistics(Control):
@@ -541,9 +549,7 @@ class SerialSums(Control):
     variants = ({}, {"parts": 2}, {"parts": 4}, {"parts": 0}, {"lanes": 8}, {"lanes": 16})
 
     def __init__(self, parts: int = 1, lanes: int = 1) -> None:
-        split = {"parts": parts, "lanes": lanes}
-        self.training = type("training", (SerialSums.training,), split)
-        self.frozen = type("frozen", (SerialSums.frozen,), split)
+        vars(self).update(_configured(SerialSums, parts=parts, lanes=lanes))
 
     class training(_Training):
         parts: int
@@ -641,8 +647,7 @@ class FoldedAffine(Control):
     variants = ({}, {"fused": 1})
 
     def __init__(self, fused: int = 0) -> None:
-        self.training = type("training", (FoldedAffine.training,), {"fused": fused})
-        self.frozen = type("frozen", (FoldedAffine.frozen,), {"fused": fused})
+        vars(self).update(_configured(FoldedAffine, fused=fused))
 
     class training(_Training):
         fused: int
@@ -1023,7 +1028,7 @@ class RunningVarianceOfOneValue(Control):
 
     def unbiased(self, var: Matrix, count: int) -> Matrix:
         """Return var·m/(m − 1), 0·∞ for one value."""
-        return var * np.divide(count, np.float64(count - 1))
+        return np.asarray(var * np.divide(count, np.float64(count - 1)))
 
 
 ZOO: dict[str, type[Control]] = {
