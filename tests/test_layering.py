@@ -31,6 +31,7 @@ HOMES = {
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
     "jinja2": ("audit/report/page.py",),
+    "packaging": ("audit/known.py",),
     "hypothesis": ("testing/",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),

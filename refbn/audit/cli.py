@@ -1,7 +1,7 @@
 """The command line: ``refbn audit [FRAMEWORK…]``.
 
 Exit status: 0 when nothing is worse than lossy, 1 when something is wrong (wrong, nonfinite, or raises where a result
-is due), 2 on bad use.
+is due) and not listed as known, 2 on bad use.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from refbn.audit.remote.interpreter import TIMEOUT
 if TYPE_CHECKING:
     from refbn.audit.cases import Case
     from refbn.audit.families import Depth
+    from refbn.audit.known import Deviation
     from refbn.audit.report.run import Run
     from refbn.audit.runner import Progress
     from refbn.audit.selection import Chosen
 
 __all__ = ["main"]
 
-_NEEDED = ("rich", "jsonschema", "ml_dtypes")
+_NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
 _FILES = {
     "json": "every finding, from which all other forms can be made again",
     "junit": "JUnit XML, for continuous integration",
@@ -118,6 +119,13 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
     audit.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing, render a run saved with --json")
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
+    audit.add_argument(
+        "--reproduce", metavar="ID", help="print a script that shows a finding without refbn: its id, or a descriptor"
+    )
+    audit.add_argument(
+        "--known", metavar="FILE", type=Path, help="accepted deviations, beside those that come with refbn"
+    )
+    audit.add_argument("--no-diagnosis", action="store_true", help="look for no reasons and no smallest cases")
     audit.add_argument("--list", action="store_true", help="print the descriptors of the chosen cases and stop")
     for option, words in (
         ("family", FAMILIES),
@@ -157,7 +165,7 @@ def _audit(options: argparse.Namespace) -> int:
         _require("jinja2")
     if options.from_json:
         return _render(options)
-    from refbn.audit import runner
+    from refbn.audit import diagnosis, known, runner
 
     depth: Depth = "quick" if options.quick else "full"
     cases = (
@@ -176,23 +184,35 @@ def _audit(options: argparse.Namespace) -> int:
 
     from refbn.audit import selection
 
+    if options.reproduce:
+        owner = options.framework or [options.reproduce.partition("/")[0]]
+        with selection.choose(owner, options.python, options.timeout) as chosen:
+            for adapter in chosen.adapters:
+                print(diagnosis.reproduce(adapter, options.reproduce), end="")
+        return 0
+    accepted = known.shipped() + (known.read(options.known) if options.known else ())
     with selection.choose(options.framework, options.python, options.timeout) as chosen:
-        return _run(options, chosen, cases, depth)
+        return _run(options, chosen, cases, depth, accepted)
 
 
-def _run(options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], depth: Depth) -> int:
+def _run(
+    options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], depth: Depth, accepted: Sequence[Deviation]
+) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, runner
+    from refbn.audit import detail, diagnosis, known, runner
     from refbn.audit.report import terminal
     from refbn.audit.report.run import make_run, scripts
 
     console = Console(highlight=False)
+    mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
+    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(15.0 if options.quick else 120.0)
     if options.case:
-        findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console)]
+        findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
     else:
         with _progress() as progress:
-            findings = runner.run_cases(chosen.adapters, cases, progress)
+            findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
+    findings = known.mark(findings, accepted)
     wanted = any(getattr(options, name) for name in _FILES if name != "junit")
     run = make_run(
         findings,
@@ -200,14 +220,15 @@ def _run(options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], dep
         "case" if options.case else depth,
         len(cases),
         _version(),
-        chosen.missing,
-        scripts(findings, chosen.adapters) if wanted else None,
+        missing=chosen.missing,
+        scripts=scripts(findings, chosen.adapters) if wanted else {},
+        gone=known.gone(findings, accepted),
     )
-    if options.framework and set(options.framework) == {"zoo"}:
-        if not options.case:
-            terminal.print_kill_table(runner.kill_table(findings), console)
+    if options.framework and set(options.framework) == {"zoo"} and not options.case:
+        terminal.print_kill_table(runner.kill_table(findings), console)
     elif not options.case:
         terminal.print_report(run, console)
+    terminal.print_gone(run, console)
     return _write(options, run)
 
 
@@ -225,7 +246,9 @@ def _render(options: argparse.Namespace) -> int:
     from refbn.audit.report import document, terminal
 
     run = document.read(options.from_json)
-    terminal.print_report(run, Console(highlight=False))
+    console = Console(highlight=False)
+    terminal.print_report(run, console)
+    terminal.print_gone(run, console)
     return _write(options, run)
 
 

@@ -14,7 +14,7 @@ from refbn.audit.compare import VERDICTS, Verdict
 from refbn.audit.report.run import Run, by_operation, numbers, severity
 from refbn.audit.runner import FAILURES, Finding, Kill, summary
 
-__all__ = ["print_kill_table", "print_report"]
+__all__ = ["print_gone", "print_kill_table", "print_report"]
 
 _STYLES: dict[Verdict, str] = {
     "exact": "green",
@@ -68,6 +68,12 @@ def print_report(run: Run, console: Console) -> None:
     if run.missing:
         console.print()
         _line(console, Text(f"not installed, so not audited: {', '.join(run.missing)}", "dim"))
+
+
+def print_gone(run: Run, console: Console) -> None:
+    """Print which deviations that are listed as known no longer show."""
+    for deviation in run.gone:
+        _line(console, Text(f"known deviation that no longer shows: {deviation}"))
 
 
 def _print_matrix(run: Run, names: Sequence[str], console: Console) -> None:
