@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from refbn.audit.adapters._protocol import EVAL, OPERATIONS, STATE, TRAINING
 from refbn.audit.compare import VERDICTS, Verdict
 from refbn.audit.report import curves
 from refbn.audit.report.markdown import MEANINGS
-from refbn.audit.report.run import Framework, Group, Run, by_operation, groups
+from refbn.audit.report.run import Framework, Group, Run, by_operation, fails, groups
 from refbn.audit.runner import FAILURES, Finding
 
 __all__ = ["LETTERS", "page"]
@@ -46,19 +47,15 @@ class _Section:
     failing: list[tuple[str, Group]]
     lossy: list[tuple[str, Group]]
     quiet: list[Group]
+    fails: bool
 
 
 def page(run: Run) -> str:
     """Return the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("refbn.audit.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = resources.files("refbn.audit.report").joinpath("page.html").read_text(encoding="utf-8")
     environment.filters |= {"number": _number, "plural": _plural}
     sections = [_section(run, framework) for framework in run.frameworks]
     drawn = curves.curves(run)
@@ -67,7 +64,7 @@ def page(run: Run) -> str:
         (title, [op for op in operations if op.name in asked])
         for title, operations in (("training", TRAINING), ("frozen statistics", EVAL), ("running statistics", STATE))
     ]
-    return environment.get_template("page.html").render(
+    return environment.from_string(template).render(
         run=run,
         sections=sections,
         columns=[(title, operations) for title, operations in columns if operations],
@@ -102,6 +99,7 @@ def _section(run: Run, framework: Framework) -> _Section:
         failing=[(name, group) for name, group in named if group.verdict in FAILURES],
         lossy=[(name, group) for name, group in named if group.verdict not in FAILURES],
         quiet=groups(own, ("dialect", "unsupported")),
+        fails=any(map(fails, own)),
     )
 
 

@@ -247,7 +247,7 @@ def _kind(finding: Finding) -> tuple[object, ...]:
     if finding.verdict in ("raises", "dialect", "unsupported"):
         return ("", finding.note.partition(": ")[0] if finding.verdict != "raises" else finding.note)
     if finding.explanation:
-        return (finding.explanation,)
+        return (finding.explanation.partition(", ")[0],)  # its name; what follows tells how far it goes in this output
     return (finding.operation, finding.check)
 
 

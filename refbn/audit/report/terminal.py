@@ -94,7 +94,9 @@ def _print_matrix(run: Run, names: Sequence[str], console: Console) -> None:
             table.add_row(operation, *(_cell(*cells.get((name, operation), (None, ()))) for name in shown))
         console.print()
         console.print(table)
-    console.print(f"{_KEY} · *: known")
+    console.print(_KEY)
+    if any(f.known for f in run.findings):
+        console.print("*: known and accepted")
 
 
 def _cell(verdict: Verdict | None, findings: Sequence[Finding]) -> Text:
