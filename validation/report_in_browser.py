@@ -165,7 +165,6 @@ def shoot(page: Path, picture: Path, width: int, scheme: str = "light", height: 
         harness = _harness(Path(folder), page, width, height)
         options = [
             f"--window-size={max(width, 500)},{height}",
-            "--hide-scrollbars",
             f"--screenshot={picture.resolve()}",
         ]
         _browse(Path(folder), scheme, [*options, harness.as_uri()])

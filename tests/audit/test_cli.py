@@ -1,4 +1,6 @@
+import argparse
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +120,10 @@ def test_json_holds_every_finding(capsys, tmp_path):
     status, _, _ = run(capsys, "audit", "perfect", "--quick", "--family", "exact", "--json", str(path))
     document = json.loads(path.read_text(encoding="utf-8"))
     assert status == 0 and document["depth"] == "quick"
-    assert document["frameworks"] == [{"name": "perfect", "version": "1.0", "dialect": "torch"}]
+    (framework,) = document["frameworks"]
+    assert (framework["name"], framework["version"], framework["dialect"]) == ("perfect", "1.0", "torch")
+    assert framework["python"] == platform.python_version() and framework["process"] == "this"
+    assert document["missing"] == [] and document["scripts"] == {}
     assert {f["case"] for f in document["findings"]} == {str(c) for c in all_cases("quick", ["exact"])}
 
 
@@ -127,6 +132,46 @@ def test_json_is_written_when_something_is_wrong_too(capsys, tmp_path):
     case = "shape:forward:f32:4x3"
     assert run(capsys, "audit", "raising", "--case", case, "--json", str(path))[0] == 1
     assert [f["verdict"] for f in json.loads(path.read_text())["findings"]] == ["raises"]
+
+
+FORMS = {"json": '"schema": "refbn-audit-1"', "junit": "<testsuites", "markdown": "# Audit", "html": "<!doctype html>"}
+
+
+def test_every_form_is_written_and_can_be_made_again_from_json(capsys, tmp_path):
+    chosen = ("audit", "one-pass", "raising", "--quick", "--family", "exact", "--dtype", "f32", "--no-diagnosis")
+    files = [part for form in FORMS for part in (f"--{form}", str(tmp_path / form))]
+    status, out, _ = run(capsys, *chosen, *files)
+    assert status == 1 and "operations × frameworks" in out
+    for form, start in FORMS.items():
+        assert start in (tmp_path / form).read_text(encoding="utf-8")[:200]
+
+    files = [part for form in FORMS for part in (f"--{form}", str(tmp_path / f"{form}-again"))]
+    assert run(capsys, "audit", "--from-json", str(tmp_path / "json"), *files) == (status, out, "")
+    for form in FORMS:
+        assert (tmp_path / f"{form}-again").read_bytes() == (tmp_path / form).read_bytes()
+
+
+def test_a_saved_run_is_rendered_as_it_is(capsys, tmp_path):
+    path = tmp_path / "audit.json"
+    run(capsys, "audit", "perfect", "--case", "shape:forward:f32:4x3", "--json", str(path))
+    saved = ("audit", "--from-json", str(path))
+    assert run(capsys, *saved)[0] == 0
+    assert "without frameworks" in refused(capsys, *saved, "perfect")
+    assert "without case" in refused(capsys, *saved, "--case", "shape:forward:f32:4x3")
+    assert "without all" in refused(capsys, *saved, "--all")
+    path.write_text("{}")
+    assert f"{path}: $: 'schema' is a required property" in refused(capsys, *saved)
+    path.unlink()
+    assert f"{path}: No such file" in refused(capsys, *saved)
+
+
+def test_known_deviations_do_not_fail(capsys, tmp_path):
+    accepted = tmp_path / "known.toml"
+    accepted.write_text('[[deviation]]\nframework = "raising"\nreason = "we know"\n')
+    report = tmp_path / "audit.xml"
+    case = ("audit", "raising", "--case", "shape:forward:f32:4x3", "--junit", str(report))
+    assert run(capsys, *case)[0] == 1 and 'failures="1"' in report.read_text()
+    assert run(capsys, *case, "--known", str(accepted))[0] == 0 and 'failures="0"' in report.read_text()
 
 
 def test_the_zoo_gets_its_kill_table(capsys):
@@ -186,18 +231,19 @@ def test_an_empty_choice(capsys):
     assert "no case has this combination" in err
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", ["no/such/folder/audit.json", "."])
-def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path):
+def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path, form):
     monkeypatch.setattr("refbn.audit.runner.run_cases", lambda *_: pytest.fail("the run began"))
-    err = refused(capsys, "audit", "perfect", "--json", str(tmp_path / path))
-    assert f"--json {tmp_path / path}" in err
+    err = refused(capsys, "audit", "perfect", f"--{form}", str(tmp_path / path))
+    assert f"--{form} {tmp_path / path}" in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_file_survives_the_check(tmp_path):
     path = tmp_path / "audit.json"
     path.write_text("before")
-    cli._check_writable(path)
+    cli._check_files(argparse.Namespace(json=path, junit=None, markdown=None, html=None))
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -205,6 +251,8 @@ def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
     real = cli.find_spec
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name in ("rich", "ml_dtypes") else real(name))
     assert "audit needs rich, ml_dtypes: pip install 'refbn[audit]'" in refused(capsys, "audit", "perfect")
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jinja2" else real(name))
+    assert "audit needs jinja2" in refused(capsys, "audit", "perfect", "--html", "page.html")
 
 
 def test_no_command_prints_help(capsys):

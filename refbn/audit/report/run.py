@@ -10,8 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from refbn._errors import RefbnError
-from refbn.audit.adapters._protocol import OPERATIONS, Adapter, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, Adapter
 from refbn.audit.compare import VERDICTS, Verdict, worst
 from refbn.audit.remote.interpreter import Remote
 from refbn.audit.runner import FAILURES, Finding
@@ -269,6 +268,6 @@ def scripts(findings: Sequence[Finding], adapters: Sequence[Adapter]) -> dict[st
         for group in groups(own, (*FAILURES, "lossy")):
             try:
                 found[group.worst.id] = script(group.worst, adapter)
-            except (Unsupported, RefbnError):
+            except Exception:  # not offered, or a framework's own trouble: the run's report must not be lost to it
                 continue
     return found
