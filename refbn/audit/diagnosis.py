@@ -19,7 +19,8 @@ A finding is explained by a mistake that fits it and at least `SEVERAL` cases of
 output, dtype, check and family). Where the group is smaller, its first case is asked again with other seeds, and must
 be off and fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework
 gets right as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits
-most cases, then one that does not depend on the order, then the one with most digits.
+most cases, then one that the zoo means for the family, then one that does not depend on the order, then the one with
+most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -171,6 +172,7 @@ class _Evidence:
 # ---- one result ----------------------------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")
 def fit(got: Array, mistaken: Array, expected: Expected) -> Fit | None:
     """Return how a mistake's numbers fit a result that is off, or None."""
     if got.shape != expected.full_shape or mistaken.shape != got.shape or got.size == 0:
@@ -197,6 +199,7 @@ def fit(got: Array, mistaken: Array, expected: Expected) -> Fit | None:
     return Fit("digits", digits) if apart * CLOSER <= off else None
 
 
+@np.errstate(all="ignore")
 def same_bits(got: Array, mistaken: Array, expected: Expected) -> Bits:
     """Count the elements in which a result has the bits of a mistake, and those that tell it from the truth."""
     if got.shape != expected.full_shape or mistaken.shape != got.shape or got.size == 0:
@@ -210,6 +213,7 @@ def same_bits(got: Array, mistaken: Array, expected: Expected) -> Bits:
     return Bits(int((same & telling).sum()), int(telling.sum()), int(same.sum()), int(real.sum()))
 
 
+@np.errstate(all="ignore")
 def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes | None:
     """Compare the sizes of errors, channel by channel."""
     if got.shape != expected.full_shape or got.size == 0 or any(a.shape != got.shape for a in mistaken):
@@ -238,9 +242,12 @@ def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes 
         errors = theirs[~lost] - truth_here - expected.low[here]
         if not np.any(np.abs(errors) > limit[here]):
             continue
-        size = float(np.median(np.sqrt(np.mean(errors * errors, axis=1))))
-        own_size = math.sqrt(float(np.mean((own - truth_here - expected.low[here]) ** 2)))
-        ratios.append(own_size / size)
+        own_errors = own - truth_here - expected.low[here]
+        unit = float(np.max(np.abs(errors)))  # squares must stay in range
+        size = float(np.median(np.sqrt(np.mean((errors / unit) ** 2, axis=1))))
+        own_size = float(np.sqrt(np.mean((own_errors / unit) ** 2)))
+        if size > 0:
+            ratios.append(own_size / size)
     return _Sizes(tuple(ratios), agreeing, against) if ratios or agreeing or against else None
 
 
@@ -389,7 +396,9 @@ class Diagnosis:
             evidence = own[finding.id]
             fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against[n] < counts[n]]
             if fitting:
-                best = min(fitting, key=lambda n: self._rank(n, against[n], counts[n], evidence.fits[n]))
+                best = min(
+                    fitting, key=lambda n: self._rank(n, finding.family, against[n], counts[n], evidence.fits[n])
+                )
                 told[finding.id] = (
                     best,
                     _words(best, evidence.fits[best], counts[best], len(every), parse(finding.case)),
@@ -405,8 +414,9 @@ class Diagnosis:
         return told
 
     @staticmethod
-    def _rank(name: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
-        return against, -fits, _zoo()[name].depends_on_order, -(fit.digits or 0.0)
+    def _rank(name: str, family: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
+        member = _zoo()[name]
+        return against, -fits, member.family != family, member.depends_on_order, -(fit.digits or 0.0)
 
     def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[_Evidence]:
         """Yield evidence of a small group's first case with other seeds, where that is off too."""
@@ -454,7 +464,8 @@ class Diagnosis:
             for run in mine:
                 if finding.output in run:
                     got = run[finding.output].astype(np.float64)
-                    apart = np.where(np.isfinite(exact), np.abs(got - exact), 0.0)
+                    with np.errstate(invalid="ignore"):
+                        apart = np.where(np.isfinite(exact), np.abs(got - exact), 0.0)
                     shown.append(bool(np.any(~(apart <= _SHOWS * allowed))))
             count += bool(shown) and all(shown)
         return count
