@@ -1,13 +1,16 @@
 """What the audit calls defects of PyTorch, evaluated once more: mpmath at 60 digits and the textbook's first formulas.
 
-Nothing of refbn takes part, so that neither its oracle nor its bounds decide. Each line shows PyTorch's result, the exact
-one, and the largest error over the largest exact magnitude; indented lines show what PyTorch itself makes of the same by
-another route, so that neither format nor data are to blame.
+Nothing of refbn takes part, so that neither its oracle nor its bounds decide. Each line shows PyTorch's result, the
+exact one, and the largest error over the largest exact magnitude; indented lines show what PyTorch itself makes of the
+same by another route, so that neither format nor data are to blame.
 
     python -m validation.torch_by_hand
 """
 
 from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
 
 import mpmath as mp
 import numpy as np
@@ -53,7 +56,8 @@ def jvp(x, x_dot):
 def show(what, got, truth):
     got, size = [float(g) for g in got], max(abs(t) for t in truth) or mp.mpf(1)
     error = max(abs(mp.mpf(g) - t) if np.isfinite(g) else mp.inf for g, t in zip(got, truth, strict=True)) / size
-    print(f"{what:52} got {got[0]:<11.6g} exact {mp.nstr(truth[0], 9):<13} error {mp.nstr(error, 3)}")
+    print(f"{what:50} got {got[0]:<11.6g} exact {mp.nstr(truth[0], 9):<13} error {mp.nstr(error, 3)}")
+    return what, float(error)
 
 
 def rounded_mean():
@@ -63,7 +67,7 @@ def rounded_mean():
             gamma, beta = tensor(np.ones(1, parameters)), tensor(np.zeros(1, parameters))
             y = batch_norm(tensor(x[:, None]), None, None, gamma, beta, training=True, eps=EPS)[:, 0]
             what = f"y, {name} at {offset:g}" if parameters is dtype else "  with binary32 parameters"
-            show(what, y.float(), forward(x))
+            yield show(what, y.float(), forward(x))
 
 
 def cubed_invstd():
@@ -78,8 +82,8 @@ def cubed_invstd():
         ("data of size 1000", 1e3 * normal(8), 1e3 * normal(8, 1)),
     ):
         x, x_dot = x.astype(np.float16), x_dot.astype(np.float16)
-        show(f"jvp, binary16, {name}", of(x, x_dot), jvp(x, x_dot))
-        show("  in binary32", of(x.astype(np.float32), x_dot.astype(np.float32)), jvp(x, x_dot))
+        yield show(f"jvp, binary16, {name}", of(x, x_dot), jvp(x, x_dot))
+        yield show("  in binary32", of(x.astype(np.float32), x_dot.astype(np.float32)), jvp(x, x_dot))
 
 
 def folded_affine():
@@ -89,23 +93,29 @@ def folded_affine():
         m, v, g, b = (tensor(a) for a in (mean, var, gamma, beta))
         r = 1 / mp.sqrt(mp.mpf(2) + mp.mpf(EPS))
         truth = [(a - mp.mpf(offset)) * r * exact(gamma)[0] + exact(beta)[0] for a in exact(x)]
-        show(f"evaluation, binary32 at {offset:g}", batch_norm(tensor(x[:, None]), m, v, g, b, eps=EPS)[:, 0], truth)
-        show("  (x − μ)·rsqrt(v + ε)·γ + β", (tensor(x) - m) * torch.rsqrt(v + EPS) * g + b, truth)
+        yield show(
+            f"evaluation, binary32 at {offset:g}", batch_norm(tensor(x[:, None]), m, v, g, b, eps=EPS)[:, 0], truth
+        )
+        yield show("  (x − μ)·rsqrt(v + ε)·γ + β", (tensor(x) - m) * torch.rsqrt(v + EPS) * g + b, truth)
 
 
 def serial_sums():
     x = tensor(np.tile(np.arange(1, 9, dtype=np.float32), 2**22)[:, None])
     module = torch.nn.BatchNorm1d(1, eps=EPS, momentum=1.0)
     y = module(x)[:8, 0]
-    show("y, binary32, 2^25 values 1 … 8", y, forward(range(1, 9)))
-    show("  running mean, momentum 1", module.running_mean, [mp.mpf("4.5")])
-    show("  running variance, momentum 1", module.running_var, [mp.mpf("5.25") * 2**25 / (2**25 - 1)])
-    show("  torch.var", torch.var(x)[None], [mp.mpf("5.25") * 2**25 / (2**25 - 1)])
+    yield show("y, binary32, 2^25 values 1 … 8", y, forward(range(1, 9)))
+    yield show("running mean, 2^25 values, momentum 1", module.running_mean, [mp.mpf("4.5")])
+    yield show("running variance, 2^25 values, momentum 1", module.running_var, [mp.mpf("5.25") * 2**25 / (2**25 - 1)])
+    yield show("  torch.var", torch.var(x)[None], [mp.mpf("5.25") * 2**25 / (2**25 - 1)])
+
+
+def main(argv: Sequence[str] | None = None) -> list[tuple[str, float]]:
+    """Print every line, and return what each is and its error."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
+    print(f"PyTorch {torch.__version__}")
+    with mp.workdps(60), torch.no_grad():
+        return [line for check in (rounded_mean, cubed_invstd, folded_affine, serial_sums) for line in check()]
 
 
 if __name__ == "__main__":
-    mp.mp.dps = 60
-    print(f"PyTorch {torch.__version__}")
-    for check in (rounded_mean, cubed_invstd, folded_affine, serial_sums):
-        with torch.no_grad():
-            check()
+    main()
