@@ -16,10 +16,11 @@ F3. *pattern*: the result is finite in other places than the truth, and where it
     relative to the mistake is within 8 ulps.
 
 A finding is explained by a mistake that fits it and at least `SEVERAL` cases of its group (same framework, operation,
-output, check and family). Where the group has fewer, the same case is asked again with other seeds, and must be off and
-fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework gets right
-as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits most cases,
-then one that does not depend on the order, then the one with most digits.
+output, dtype, check and family). Where the group is smaller, its first case is asked again with other seeds, and must
+be off and fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework
+gets right as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits
+most cases, then one that the zoo means for the family, then one that does not depend on the order, then the one with
+most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -171,6 +172,7 @@ class _Evidence:
 # ---- one result ----------------------------------------------------------------------------------------------------
 
 
+@np.errstate(all="ignore")
 def fit(got: Array, mistaken: Array, expected: Expected) -> Fit | None:
     """Return how a mistake's numbers fit a result that is off, or None."""
     if got.shape != expected.full_shape or mistaken.shape != got.shape or got.size == 0:
@@ -197,6 +199,7 @@ def fit(got: Array, mistaken: Array, expected: Expected) -> Fit | None:
     return Fit("digits", digits) if apart * CLOSER <= off else None
 
 
+@np.errstate(all="ignore")
 def same_bits(got: Array, mistaken: Array, expected: Expected) -> Bits:
     """Count the elements in which a result has the bits of a mistake, and those that tell it from the truth."""
     if got.shape != expected.full_shape or mistaken.shape != got.shape or got.size == 0:
@@ -210,6 +213,7 @@ def same_bits(got: Array, mistaken: Array, expected: Expected) -> Bits:
     return Bits(int((same & telling).sum()), int(telling.sum()), int(same.sum()), int(real.sum()))
 
 
+@np.errstate(all="ignore")
 def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes | None:
     """Compare the sizes of errors, channel by channel."""
     if got.shape != expected.full_shape or got.size == 0 or any(a.shape != got.shape for a in mistaken):
@@ -238,9 +242,12 @@ def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes 
         errors = theirs[~lost] - truth_here - expected.low[here]
         if not np.any(np.abs(errors) > limit[here]):
             continue
-        size = float(np.median(np.sqrt(np.mean(errors * errors, axis=1))))
-        own_size = math.sqrt(float(np.mean((own - truth_here - expected.low[here]) ** 2)))
-        ratios.append(own_size / size)
+        own_errors = own - truth_here - expected.low[here]
+        unit = float(np.max(np.abs(errors)))  # squares must stay in range
+        size = float(np.median(np.sqrt(np.mean((errors / unit) ** 2, axis=1))))
+        own_size = float(np.sqrt(np.mean((own_errors / unit) ** 2)))
+        if size > 0:
+            ratios.append(own_size / size)
     return _Sizes(tuple(ratios), agreeing, against) if ratios or agreeing or against else None
 
 
@@ -292,19 +299,17 @@ class Diagnosis:
         groups: dict[tuple[str, ...], list[Finding]] = {}
         for finding in findings:
             if finding.id in self._evidence:
-                key = (finding.framework, finding.operation, finding.output, finding.check, finding.family)
+                key = (*_asked(finding), finding.check, finding.family)
                 groups.setdefault(key, []).append(finding)
         deadlines: dict[str, float] = {}
         fine: dict[tuple[str, ...], list[Finding]] = {}
         for finding in findings:
             if finding.verdict in ("exact", "accurate") and not finding.check:
-                fine.setdefault((finding.framework, finding.operation, finding.output), []).append(finding)
+                fine.setdefault(_asked(finding), []).append(finding)
         for group in groups.values():
             name = group[0].framework
             deadlines.setdefault(name, time.process_time() + self._seconds / 2)
-            formats = {finding.dtype for finding in group}
-            alike = [f for f in fine.get((name, group[0].operation, group[0].output), ()) if f.dtype in formats]
-            explained |= self._explain(group, alike, by_name[name], deadlines[name])
+            explained |= self._explain(group, fine.get(_asked(group[0]), ()), by_name[name], deadlines[name])
         smallest = self._smallest(findings, explained, by_name)
         return [self._told(finding, explained, smallest) for finding in findings]
 
@@ -391,27 +396,27 @@ class Diagnosis:
             evidence = own[finding.id]
             fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against[n] < counts[n]]
             if fitting:
-                best = min(fitting, key=lambda n: self._rank(n, against[n], counts[n], evidence.fits[n]))
+                best = min(
+                    fitting, key=lambda n: self._rank(n, finding.family, against[n], counts[n], evidence.fits[n])
+                )
                 told[finding.id] = (
                     best,
                     _words(best, evidence.fits[best], counts[best], len(every), parse(finding.case)),
                 )
-        for form in dict.fromkeys(finding.dtype for finding in group if finding.id not in told):
-            rest = [f for f in group if f.dtype == form and f.id not in told]
-            extra = [one for one in every if not any(one is mine for mine in own.values())]
-            by_bits = self._by_bits([own[f.id] for f in rest] + (extra if len(rest) == len(group) else []), against)
-            for finding in rest:
-                if by_bits is not None and own[finding.id].bits.get(by_bits[0], _NO_BITS).telling:
-                    told[finding.id] = by_bits
-        rest = [f for f in group if f.id not in told]
-        sizes = self._consistent(every if len(rest) == len(group) else [own[f.id] for f in rest], against)
-        if sizes is not None:
-            told |= {f.id: sizes for f in rest if sizes[0] in own[f.id].sizes}
+        by_bits = self._by_bits(every, against)
+        by_size = self._consistent(every, against)
+        for finding in (f for f in group if f.id not in told):
+            evidence = own[finding.id]
+            if by_bits is not None and evidence.bits.get(by_bits[0], _NO_BITS).telling:
+                told[finding.id] = by_bits
+            elif by_size is not None and by_size[0] in evidence.sizes:
+                told[finding.id] = by_size
         return told
 
     @staticmethod
-    def _rank(name: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
-        return against, -fits, _zoo()[name].depends_on_order, -(fit.digits or 0.0)
+    def _rank(name: str, family: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
+        member = _zoo()[name]
+        return against, -fits, member.family != family, member.depends_on_order, -(fit.digits or 0.0)
 
     def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[_Evidence]:
         """Yield evidence of a small group's first case with other seeds, where that is off too."""
@@ -459,7 +464,8 @@ class Diagnosis:
             for run in mine:
                 if finding.output in run:
                     got = run[finding.output].astype(np.float64)
-                    apart = np.where(np.isfinite(exact), np.abs(got - exact), 0.0)
+                    with np.errstate(invalid="ignore"):
+                        apart = np.where(np.isfinite(exact), np.abs(got - exact), 0.0)
                     shown.append(bool(np.any(~(apart <= _SHOWS * allowed))))
             count += bool(shown) and all(shown)
         return count
@@ -503,8 +509,9 @@ class Diagnosis:
         for finding in findings:
             if finding.id in self._evidence:
                 mistake = explained.get(finding.id, ("", ""))[0]
-                key = (finding.framework, finding.operation, finding.output, finding.check, str(finding.verdict))
-                groups.setdefault((*key, mistake or f" {finding.family}"), []).append(finding)
+                reason = mistake or f" {finding.family}"
+                same = (finding.framework, finding.operation, finding.output, finding.check, finding.verdict, reason)
+                groups.setdefault(same, []).append(finding)
         deadlines: dict[str, float] = {}
         smallest: dict[str, str] = {}
         # What is worst first, in case time runs out.
@@ -639,6 +646,11 @@ def _candidates(case: Case) -> list[str]:
     if math.prod(case.shape) * case.repeat > _LARGE:
         return [_ONLY_LARGE]
     return [name for name in _zoo() if name != "control"]
+
+
+def _asked(finding: Finding) -> tuple[str, ...]:
+    """Return what cases are alike in, whose results are."""
+    return finding.framework, finding.operation, finding.output, finding.dtype
 
 
 def _well_posed(adapter: Adapter, case: Case, output: str) -> bool:

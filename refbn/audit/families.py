@@ -74,7 +74,7 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         ("f16", (64, 3), {"offset": 1500.0, "scale": 100.0}),  # Σx is beyond 65504
         ("f16", (16, 3), {"scale": 1000.0}),  # the variance is beyond 65504
         ("bf16", (64, 3), {"offset": 40.0, "scale": 10.0}),
-        ("bf16", (64, 3), {"offset": 300.0, "scale": 3.0}),  # the mean has no digit left in the data's format
+        ("bf16", (64, 3), {"offset": 301.0, "scale": 0.5}),  # two values; the format has no number at their mean
     ]
     if depth == "full":
         rows += [

@@ -189,7 +189,9 @@ def _number(value: Any, form: Format) -> str:
         return "np.nan" if np.isnan(wide) else "np.inf" if wide > 0 else "-np.inf"
     for digits in range(1, 17):
         text = repr(float(f"{wide:.{digits}g}"))
-        if float(np.float64(text).astype(form.dtype)) == wide:
+        with np.errstate(over="ignore"):
+            back = float(np.float64(text).astype(form.dtype))
+        if back == wide:
             return text.removesuffix(".0") + "." if text.endswith(".0") else text
     return repr(wide)
 

@@ -188,6 +188,38 @@ def test_one_of_the_zoo_is_reproduced_by_its_name(capsys):
     assert status == 1 and "dx: wrong" in out and "zoo-dropped-xhat-term" in out
 
 
+def test_a_known_deviation_does_not_fail_the_run_and_one_that_is_gone_is_told(capsys, tmp_path):
+    path, out = tmp_path / "known.toml", tmp_path / "audit.json"
+    path.write_text('[[deviation]]\nframework = "raising"\noperation = "forward"\nreason = "so it is"\n')
+    case = ("--case", "shape:forward:f32:4x3", "--known", str(path), "--json", str(out))
+    assert run(capsys, "audit", "raising", *case)[0] == 0
+    document = json.loads(out.read_text())
+    assert [f["known"] for f in document["findings"]] == [True] and document["gone"] == []
+    path.write_text(path.read_text().replace("raising", "perfect"))
+    status, told, _ = run(capsys, "audit", "perfect", *case)
+    assert status == 0 and "known deviation that no longer shows: framework 'perfect'" in told
+    assert len(json.loads(out.read_text())["gone"]) == 1
+    path.write_text("[[deviation]]\n")
+    assert "deviation 1: framework is missing" in refused(capsys, "audit", "perfect", *case)
+
+
+def test_reproduce_prints_a_script_alone(capsys):
+    case = "composition:vjp:f64:6x2"
+    status, out, err = run(capsys, "audit", "zoo-dropped-xhat-term", "--reproduce", case)
+    assert status == 0 and err == "" and out.startswith("# zoo-dropped-xhat-term")
+    compile(out, "script", "exec")
+    assert "is no finding of perfect" in refused(capsys, "audit", "perfect", "--reproduce", "perfect/vjp/dx/000000")
+
+
+def test_case_says_why(capsys, monkeypatch):
+    monkeypatch.setitem(adapters.ADAPTERS, "someone", ("tests.audit.stand_ins:Someone", ()))
+    case = ("--case", "composition:vjp:f64:6x2")
+    _, out, _ = run(capsys, "audit", "someone", *case)
+    assert "dropped-xhat-term, to 1" in out and "smallest case composition:vjp:f64:" in out
+    assert "refbn audit someone --reproduce someone/vjp/dx/" in out
+    assert "dropped-xhat-term" not in run(capsys, "audit", "someone", *case, "--no-diagnosis")[1]
+
+
 # ---- bad use -------------------------------------------------------------------------------------------------------
 
 
