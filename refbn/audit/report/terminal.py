@@ -80,7 +80,8 @@ def _print_matrix(run: Run, names: Sequence[str], console: Console) -> None:
     """Print operations × frameworks, as many frameworks side by side as there is room for."""
     cells = by_operation(run.findings)
     asked = [operation for operation in OPERATIONS if any((name, operation) in cells for name in names)]
-    first, width = max(map(len, (*asked, "operation"))), 9
+    first = max(map(len, (*asked, "operation")))
+    width = max(9, *(len(part) + 1 for name in names for part in name.split("-")))
     side_by_side = max(1, (console.width - first - 1) // (width + 1))
     for start in range(0, len(names), side_by_side):
         table = Table(
