@@ -19,8 +19,8 @@ A finding is explained by a mistake that fits it and at least `SEVERAL` cases of
 output, dtype, check and family). Where the group is smaller, its first case is asked again with other seeds, and must
 be off and fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework
 gets right as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits
-most cases, then one that the zoo means for the family, then one that does not depend on the order, then the one with
-most digits.
+most cases, then the one with the fewest contradictions in other operations, then one that the zoo means for the family,
+then one that does not depend on the order, then the one with most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -285,6 +285,7 @@ class Diagnosis:
         self._seconds = seconds
         self._evidence: dict[str, _Evidence] = {}
         self._memory = _Memory()
+        self._shown_elsewhere: dict[tuple[str, ...], int] = {}
 
     def look(self, adapter: Adapter, case: Case, findings: Iterable[Finding], answer: Answer) -> None:
         """Take note of one case's findings and of the answer that they are about, as `run_case` gives them."""
@@ -309,7 +310,8 @@ class Diagnosis:
         for group in groups.values():
             name = group[0].framework
             deadlines.setdefault(name, time.process_time() + self._seconds / 2)
-            explained |= self._explain(group, fine.get(_asked(group[0]), ()), by_name[name], deadlines[name])
+            others = [f for key, found in fine.items() if key[::3] == (name, group[0].dtype) for f in found]
+            explained |= self._explain(group, fine.get(_asked(group[0]), ()), others, by_name[name], deadlines[name])
         smallest = self._smallest(findings, explained, by_name)
         return [self._told(finding, explained, smallest) for finding in findings]
 
@@ -379,7 +381,12 @@ class Diagnosis:
     # ---- explanations ------------------------------------------------------------------------------------------
 
     def _explain(
-        self, group: Sequence[Finding], fine: Sequence[Finding], adapter: Adapter, deadline: float
+        self,
+        group: Sequence[Finding],
+        fine: Sequence[Finding],
+        others: Sequence[Finding],
+        adapter: Adapter,
+        deadline: float,
     ) -> dict[str, tuple[str, str]]:
         """Return the mistake and the words for each finding of a group that is explained."""
         own = {finding.id: self._evidence[finding.id] for finding in group}
@@ -396,9 +403,12 @@ class Diagnosis:
             evidence = own[finding.id]
             fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against[n] < counts[n]]
             if fitting:
-                best = min(
-                    fitting, key=lambda n: self._rank(n, finding.family, against[n], counts[n], evidence.fits[n])
-                )
+                first = min((against[n], -counts[n]) for n in fitting)
+                fitting = [n for n in fitting if (against[n], -counts[n]) == first]
+                ranks = {n: self._rank(n, finding.family, evidence.fits[n]) for n in fitting}
+                if len(fitting) > 1:
+                    ranks = {n: (self._elsewhere(n, others, adapter), *rank) for n, rank in ranks.items()}
+                best = min(fitting, key=ranks.__getitem__)
                 told[finding.id] = (
                     best,
                     _words(best, evidence.fits[best], counts[best], len(every), parse(finding.case)),
@@ -414,9 +424,16 @@ class Diagnosis:
         return told
 
     @staticmethod
-    def _rank(name: str, family: str, against: int, fits: int, fit: Fit) -> tuple[float, ...]:
+    def _rank(name: str, family: str, fit: Fit) -> tuple[float, ...]:
         member = _zoo()[name]
-        return against, -fits, member.family != family, member.depends_on_order, -(fit.digits or 0.0)
+        return member.family != family, member.depends_on_order, -(fit.digits or 0.0)
+
+    def _elsewhere(self, name: str, others: Sequence[Finding], adapter: Adapter) -> int:
+        """Count contradictions in a framework's other operations."""
+        key = (name, adapter.name, others[0].dtype if others else "")
+        if key not in self._shown_elsewhere:
+            self._shown_elsewhere[key] = self._contradictions(name, others, adapter)
+        return self._shown_elsewhere[key]
 
     def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[_Evidence]:
         """Yield evidence of a small group's first case with other seeds, where that is off too."""

@@ -189,6 +189,8 @@ def _layout(depth: Depth) -> Iterator[Case]:
                 yield Case("layout", operation, dtype, shape, layout=layout)
                 if layout != "contiguous" and operation in ("forward", "vjp", "jvp"):
                     yield Case("layout", operation, dtype, shape, layout=layout, check="layout")
+            if layout != "contiguous":
+                yield Case("layout", "running", dtype, shape, layout=layout, check="layout")
 
 
 def _structure(depth: Depth) -> Iterator[Case]:
@@ -218,7 +220,7 @@ def _structure(depth: Depth) -> Iterator[Case]:
     yield from _cross("structure", _FIRST, rows)
     yield from _cross("structure", ("rev", *_SECOND), [("f64", (6, 3), {"data": "constant"})])
     for dtype in ("f32",) if depth == "quick" else ("f32", "f64", *_HALVES):
-        for operation in ("forward", "vjp", "jvp"):
+        for operation in ("forward", "vjp", "jvp", "running"):
             yield Case("structure", operation, dtype, (33, 3), check="permute")
 
 

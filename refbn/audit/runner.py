@@ -382,7 +382,12 @@ def _permute(adapter: Adapter, case: Case, inputs: Inputs) -> list[tuple[str, Co
     """Another order of the batch permutes the results and leaves the statistics within the budget."""
     order = np.argsort(np.random.PCG64(case.seed).random_raw(case.shape[0] * case.repeat), kind="stable")
     moved = dataclasses.replace(
-        inputs, x=inputs.x[order], dy=inputs.dy[order], w=inputs.w[order], x_dot=inputs.x_dot[order]
+        inputs,
+        x=inputs.x[order],
+        dy=inputs.dy[order],
+        w=inputs.w[order],
+        x_dot=inputs.x_dot[order],
+        batches=tuple(batch[order] for batch in inputs.batches),
     )
     first = _copies(adapter.run(case.operation, inputs))
     second = {

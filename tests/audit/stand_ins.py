@@ -148,7 +148,7 @@ class OnePass(Perfect):
         return {"y": y, "mean": mean.ravel(), "invstd": invstd.ravel()}
 
 
-class Someone(ZOO["dropped-xhat-term"]):
+class Someone(ZOO["bessel-backward"]):
     """A framework with one of the zoo's mistakes, under a name of its own."""
 
     name = "someone"

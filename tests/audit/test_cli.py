@@ -215,9 +215,9 @@ def test_case_says_why(capsys, monkeypatch):
     monkeypatch.setitem(adapters.ADAPTERS, "someone", ("tests.audit.stand_ins:Someone", ()))
     case = ("--case", "composition:vjp:f64:6x2")
     _, out, _ = run(capsys, "audit", "someone", *case)
-    assert "dropped-xhat-term, to 1" in out and "smallest case composition:vjp:f64:" in out
+    assert "bessel-backward, to 1" in out and "smallest case composition:vjp:f64:" in out
     assert "refbn audit someone --reproduce someone/vjp/dx/" in out
-    assert "dropped-xhat-term" not in run(capsys, "audit", "someone", *case, "--no-diagnosis")[1]
+    assert "bessel-backward" not in run(capsys, "audit", "someone", *case, "--no-diagnosis")[1]
 
 
 # ---- bad use -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 def test_each_line_is_far_worse_than_the_same_by_another_route():
     if not torch.__version__.startswith("2.13."):
         pytest.skip("another PyTorch")
