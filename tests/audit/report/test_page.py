@@ -112,6 +112,13 @@ def test_known_deviations_do_not_count_as_wrong():
     assert "0 of 2 frameworks return something wrong." in words
 
 
+def test_of_many_frameworks_the_fewer_are_named():
+    many = [one("wrong", framework=f"bad-{i}") for i in range(9)]
+    told = "".join(Reader(page(run_of([*many, one("exact", framework="good")]))).words)
+    assert "9 of 10 frameworks return something wrong, all but good. Every result" in told
+    assert "9 of 9 frameworks return something wrong. Every result" in "".join(Reader(page(run_of(many))).words)
+
+
 def test_one_framework_gets_one_sentence():
     for verdict, sentence in (
         ("exact", "is never worse than accurate"),
