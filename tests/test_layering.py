@@ -1,6 +1,7 @@
 """Who may import whom (architecture): read from the source, function-level imports included."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ HOMES = {
     "torch": ("audit/adapters/torch.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
+    "jinja2": ("audit/report/page.py",),
+    "packaging": ("audit/known.py",),
     "hypothesis": ("testing/",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),
@@ -84,6 +87,36 @@ def test_imports_go_down(path):
     if own == "exact":
         rooms = {room(name) for name, _ in imports(path) if name.startswith("refbn.")}
         assert rooms <= {"_errors", "_formats", "exact"}, f"the oracle's route must be its own: {rooms}"
+
+
+# What a process in another interpreter may load: it has NumPy, the framework, perhaps ml_dtypes, and not the C core.
+ON_THE_OTHER_SIDE = {
+    "refbn._errors",
+    "refbn._formats",
+    "refbn.dialects",
+    "refbn.audit.remote.wire",
+    "refbn.audit.remote.worker",
+}
+AT_HOME = {"own.py", "zoo.py"}  # run in this interpreter alone
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(p for p in sorted((PACKAGE / "audit" / "adapters").glob("*.py")) if p.name not in AT_HOME),
+        *(PACKAGE / "audit" / "remote" / f"{name}.py" for name in ("start", "worker", "wire")),
+        *(PACKAGE / f"{name}.py" for name in ("_errors", "_formats", "dialects")),
+    ],
+    ids=lambda p: p.name,
+)
+def test_adapters_can_run_where_refbn_is_not_installed(path):
+    for name, top_level in imports(path):
+        if name.split(".")[0] == "refbn":
+            module = name.rpartition(".")[0] if name not in ON_THE_OTHER_SIDE else name
+            fine = module in ON_THE_OTHER_SIDE or module.startswith("refbn.audit.adapters")
+            assert fine or name in ("refbn.audit.adapters", "refbn.audit.remote.wire"), f"{path.name} imports {name}"
+        elif top_level:
+            assert name.split(".")[0] in {*sys.stdlib_module_names, "numpy"}, f"{path.name} imports {name}"
 
 
 def test_every_room_has_a_rank():

@@ -1,7 +1,7 @@
 """The command line: ``refbn audit [FRAMEWORK…]``.
 
 Exit status: 0 when nothing is worse than lossy, 1 when something is wrong (wrong, nonfinite, or raises where a result
-is due), 2 on bad use.
+is due) and not listed as known, 2 on bad use.
 """
 
 from __future__ import annotations
@@ -19,16 +19,27 @@ from typing import TYPE_CHECKING
 from refbn._errors import RefbnError
 from refbn._formats import FORMATS
 from refbn.audit import adapters
-from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.adapters._protocol import OPERATIONS
 from refbn.audit.cases import FAMILIES, parse
+from refbn.audit.remote.interpreter import TIMEOUT
 
 if TYPE_CHECKING:
+    from refbn.audit.cases import Case
     from refbn.audit.families import Depth
+    from refbn.audit.known import Deviation
+    from refbn.audit.report.run import Run
     from refbn.audit.runner import Progress
+    from refbn.audit.selection import Chosen
 
 __all__ = ["main"]
 
-_NEEDED = ("rich", "jsonschema", "ml_dtypes")
+_NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
+_FILES = {
+    "json": "every finding, from which all other forms can be made again",
+    "junit": "JUnit XML, for continuous integration",
+    "markdown": "Markdown",
+    "html": "one self-contained page",
+}
 
 
 class BadUse(Exception):
@@ -85,12 +96,36 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "framework",
         nargs="*",
         metavar="FRAMEWORK",
-        help=f"{', '.join(adapters.ADAPTERS)}, zoo or zoo-MISTAKE (our own classic mistakes); default: all that "
-        "are installed, without the zoo",
+        help=f"{', '.join(adapters.ADAPTERS)}, zoo or zoo-MISTAKE (our own classic mistakes); FRAMEWORK@PYTHON runs "
+        "it in that interpreter; default: all that are installed, without the zoo",
+    )
+    audit.add_argument("--all", action="store_true", help="every framework that is installed in any interpreter")
+    audit.add_argument(
+        "--python",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="another interpreter to look for frameworks in, may be repeated; it needs NumPy and the framework alone",
+    )
+    audit.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=TIMEOUT,
+        help="how long one case may take in a process of its own (default: %(default)g)",
     )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
-    audit.add_argument("--json", metavar="FILE", type=Path, help="also write every finding to FILE")
+    for form, meaning in _FILES.items():
+        audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
+    audit.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing, render a run saved with --json")
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
+    audit.add_argument(
+        "--reproduce", metavar="ID", help="print a script that shows a finding without refbn: its id, or a descriptor"
+    )
+    audit.add_argument(
+        "--known", metavar="FILE", type=Path, help="accepted deviations, beside those that come with refbn"
+    )
+    audit.add_argument("--no-diagnosis", action="store_true", help="look for no reasons and no smallest cases")
     audit.add_argument("--list", action="store_true", help="print the descriptors of the chosen cases and stop")
     for option, words in (
         ("family", FAMILIES),
@@ -107,6 +142,13 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     audit.set_defaults(command=_audit)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
 def _version() -> str:
     try:
         return metadata.version("refbn")
@@ -119,7 +161,11 @@ def _version() -> str:
 
 def _audit(options: argparse.Namespace) -> int:
     _require(*_NEEDED)
-    from refbn.audit import runner
+    if options.html:
+        _require("jinja2")
+    if options.from_json:
+        return _render(options)
+    from refbn.audit import diagnosis, known, runner
 
     depth: Depth = "quick" if options.quick else "full"
     cases = (
@@ -132,31 +178,101 @@ def _audit(options: argparse.Namespace) -> int:
     if options.list:
         print(*cases, sep="\n")
         return 0
-    chosen = _adapters(options.framework)
-    if options.json is not None:
-        _check_writable(options.json)
+    if options.all and options.framework:
+        raise BadUse("audit: --all and the name of a framework exclude each other")
+    _check_files(options)
+
+    from refbn.audit import selection
+
+    if options.reproduce:
+        owner = options.framework or [options.reproduce.partition("/")[0]]
+        with selection.choose(owner, options.python, options.timeout) as chosen:
+            for adapter in chosen.adapters:
+                print(diagnosis.reproduce(adapter, options.reproduce), end="")
+        return 0
+    accepted = known.shipped() + (known.read(options.known) if options.known else ())
+    with selection.choose(options.framework, options.python, options.timeout) as chosen:
+        return _run(options, chosen, cases, depth, accepted)
+
+
+def _run(
+    options: argparse.Namespace, chosen: Chosen, cases: Sequence[Case], depth: Depth, accepted: Sequence[Deviation]
+) -> int:
+    from rich.console import Console
+
+    from refbn.audit import detail, diagnosis, known, runner
+    from refbn.audit.report import terminal
+    from refbn.audit.report.run import make_run, scripts
+
+    console = Console(highlight=False)
+    mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
+    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(15.0 if options.quick else 120.0)
+    if options.case:
+        findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
+    else:
+        with _progress() as progress:
+            findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
+    findings = known.mark(findings, accepted)
+    wanted = any(getattr(options, name) for name in _FILES if name != "junit")
+    run = make_run(
+        findings,
+        chosen.adapters,
+        "case" if options.case else depth,
+        len(cases),
+        _version(),
+        missing=chosen.missing,
+        scripts=scripts(findings, chosen.adapters) if wanted else {},
+        gone=known.gone(findings, accepted),
+    )
+    if options.framework and set(options.framework) == {"zoo"} and not options.case:
+        terminal.print_kill_table(runner.kill_table(findings), console)
+    elif not options.case:
+        terminal.print_report(run, console)
+    terminal.print_gone(run, console)
+    return _write(options, run)
+
+
+def _render(options: argparse.Namespace) -> int:
+    """Render a run that was saved."""
+    given = [
+        name for name in ("case", "list", "all", "python", "family", "operation", "dtype") if getattr(options, name)
+    ]
+    if options.framework or given:
+        raise BadUse(f"audit: --from-json renders a run as it was saved, without {given[0] if given else 'frameworks'}")
+    _check_files(options)
 
     from rich.console import Console
 
-    from refbn.audit import detail, report
+    from refbn.audit.report import document, terminal
 
+    run = document.read(options.from_json)
     console = Console(highlight=False)
-    if options.case:
-        findings = [f for adapter in chosen for f in detail.print_case(adapter, cases[0], console)]
-    else:
-        with _progress() as progress:
-            findings = runner.run_cases(chosen, cases, progress)
-        if options.framework and set(options.framework) == {"zoo"}:
-            report.print_kill_table(runner.kill_table(findings), console)
-        else:
-            report.print_report(findings, console)
-    if options.json is not None:
-        document = report.as_json(findings, chosen, "case" if options.case else depth, len(cases), _version())
+    terminal.print_report(run, console)
+    terminal.print_gone(run, console)
+    return _write(options, run)
+
+
+def _write(options: argparse.Namespace, run: Run) -> int:
+    """Write the files that were asked for, and return the exit status."""
+    from refbn.audit.report import document, junit, markdown
+    from refbn.audit.report.run import fails
+
+    for name in _FILES:
+        path = getattr(options, name)
+        if path is None:
+            continue
         try:
-            report.write_json(options.json, document)
+            if name == "json":
+                document.write_json(path, document.as_document(run))
+            elif name == "html":
+                from refbn.audit.report import page
+
+                document.write_text(path, page.page(run))
+            else:
+                document.write_text(path, junit.junit(run) if name == "junit" else markdown.markdown(run))
         except OSError as error:
-            raise BadUse(f"audit: --json {options.json}: {error.strerror}") from error
-    return int(any(f.verdict in runner.FAILURES for f in findings))
+            raise BadUse(f"audit: --{name} {path}: {error.strerror}") from error
+    return int(any(map(fails, run.findings)))
 
 
 def _require(*packages: str) -> None:
@@ -165,28 +281,19 @@ def _require(*packages: str) -> None:
         raise BadUse(f"audit needs {', '.join(missing)}: pip install 'refbn[audit]'")
 
 
-def _adapters(names: Sequence[str]) -> list[Adapter]:
-    """Return the adapters to run: those named, which must be installed, or all that are."""
-    chosen = [adapter for name in dict.fromkeys(names or adapters.BY_DEFAULT) for adapter in adapters.load(name)]
-    installed = [adapter for adapter in chosen if adapter.version() is not None]
-    if names and len(installed) < len(chosen):
-        missing = next(adapter.name for adapter in chosen if adapter not in installed)
-        extra = missing.removeprefix("refbn-")
-        raise BadUse(f"audit: {missing} is not installed here: pip install 'refbn[{extra}]'")
-    if not installed:
-        raise BadUse("audit: no framework is installed: pip install 'refbn[torch]', for one")
-    return installed
-
-
-def _check_writable(path: Path) -> None:
-    """Find out before a long run, not after it."""
-    if path.is_dir():
-        raise BadUse(f"audit: --json {path}: is a directory, expected a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise BadUse(f"audit: --json {path}: cannot write to {path.parent}: {error.strerror}") from error
+def _check_files(options: argparse.Namespace) -> None:
+    """Find out before a long run whether its files can be written, not after it."""
+    for name in _FILES:
+        path = getattr(options, name)
+        if path is None:
+            continue
+        if path.is_dir():
+            raise BadUse(f"audit: --{name} {path}: is a directory, expected a file")
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise BadUse(f"audit: --{name} {path}: cannot write to {path.parent}: {error.strerror}") from error
 
 
 @contextmanager

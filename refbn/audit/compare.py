@@ -45,7 +45,7 @@ import numpy.typing as npt
 from refbn._formats import FORMATS, Format, format_of
 from refbn.audit.truth import Expected
 
-__all__ = ["CAP", "VERDICTS", "Comparison", "Verdict", "compare", "compare_runs", "same_bits", "worst"]
+__all__ = ["CAP", "VERDICTS", "Comparison", "Verdict", "compare", "compare_runs", "same_bits", "scaled_limit", "worst"]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -115,6 +115,9 @@ def compare(got: Array, expected: Expected) -> Comparison:
         return Comparison("exact")
 
     measured = _measure(extremes, expected, form)
+    poisoned = expected.free & ~np.isfinite(extremes)
+    if expected.stays and poisoned.any():
+        return Comparison("nonfinite", *measured.numbers, _index(poisoned), note="NaN would stay from here on")
     if came.precision >= form.precision and bool(np.all(_agree(extremes, expected.rounded(came)) | expected.free)):
         return Comparison("exact", *measured.numbers, measured.where)
     finite_due = ~expected.nonfinite & ~expected.free
@@ -133,6 +136,17 @@ def compare(got: Array, expected: Expected) -> Comparison:
     if measured.within_bound:
         return Comparison("accurate", *measured.numbers, measured.where)
     return Comparison("lossy" if measured.lossy else "wrong", *measured.numbers, measured.where)
+
+
+def scaled_limit(expected: Expected) -> float:
+    """Return the largest bound of an error, in ulps of the largest exact magnitude in the element's channel.
+
+    An output whose ``max_scaled_ulp`` is larger has an error beyond its bound; elements with smaller bounds may have
+    one already below it.
+    """
+    magnitude = np.minimum(np.abs(expected.high), expected.form.max)
+    by_channel = np.broadcast_to(expected.channel_max(magnitude), magnitude.shape)
+    return _cap(_divide(expected.limit(expected.form), _ulp(by_channel, expected.form)))
 
 
 def same_bits(a: Array, b: Array) -> bool:

@@ -72,7 +72,9 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         ("f64", (32, 4), {"offset": 4096.0}),
         ("f64", (16, 3), {"scale": 1e-4}),
         ("f16", (64, 3), {"offset": 1500.0, "scale": 100.0}),  # Σx is beyond 65504
+        ("f16", (16, 3), {"scale": 1000.0}),  # the variance is beyond 65504
         ("bf16", (64, 3), {"offset": 40.0, "scale": 10.0}),
+        ("bf16", (64, 3), {"offset": 301.0, "scale": 0.5}),  # two values; the format has no number at their mean
     ]
     if depth == "full":
         rows += [
@@ -120,6 +122,7 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         ("f64", (6, 3), {"var": 1e-8, "scale": 1e-4}),
         ("f32", (6, 3), {"offset": 4096.0, "scale": 2.0}),
         ("f64", (6, 3), {"offset": 50.0, "scale": 0.01, "var": 1.0}),  # onnx#5799: far from the batch's own
+        ("f32", (6, 3), {"offset": 1e6}),
     ]
     if depth == "full":
         frozen += [
@@ -186,6 +189,8 @@ def _layout(depth: Depth) -> Iterator[Case]:
                 yield Case("layout", operation, dtype, shape, layout=layout)
                 if layout != "contiguous" and operation in ("forward", "vjp", "jvp"):
                     yield Case("layout", operation, dtype, shape, layout=layout, check="layout")
+            if layout != "contiguous":
+                yield Case("layout", "running", dtype, shape, layout=layout, check="layout")
 
 
 def _structure(depth: Depth) -> Iterator[Case]:
@@ -198,6 +203,7 @@ def _structure(depth: Depth) -> Iterator[Case]:
         ("f64", (9, 3), {"dy": "constant"}),
         ("f32", (16, 3), {"dy": "like-x"}),
         ("f64", (9, 3), {"dy": "like-x"}),
+        ("f16", (16, 3), {"data": "constant"}),  # invstd is 316, its cube beyond 65504
     ]
     if depth == "full":
         rows += [
@@ -214,7 +220,7 @@ def _structure(depth: Depth) -> Iterator[Case]:
     yield from _cross("structure", _FIRST, rows)
     yield from _cross("structure", ("rev", *_SECOND), [("f64", (6, 3), {"data": "constant"})])
     for dtype in ("f32",) if depth == "quick" else ("f32", "f64", *_HALVES):
-        for operation in ("forward", "vjp", "jvp"):
+        for operation in ("forward", "vjp", "jvp", "running"):
             yield Case("structure", operation, dtype, (33, 3), check="permute")
 
 
@@ -230,7 +236,7 @@ def _state(depth: Depth) -> Iterator[Case]:
         for momentum in (0.1, 1.0):
             yield Case("state", "train_eval_train", dtype, (8, 3, 2), momentum=momentum, offset=2.0)
         for check in ("idempotent", "unmodified", "threads"):
-            for operation in ("forward", "vjp", "jvp", "rev_rev", "inference", "running"):
+            for operation in ("forward", "vjp", "jvp", "rev_rev", "inference", "running", "train_eval_train"):
                 yield Case("state", operation, dtype, (8, 3, 5), check=check)
         yield Case("state", "train_eval_train", dtype, (8, 3, 5), check="momentum")
     yield Case("state", "forward", "f32", (4, 8, 16, 16), check="threads")

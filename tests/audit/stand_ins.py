@@ -10,6 +10,7 @@ import numpy as np
 from refbn._formats import FORMATS, format_of
 from refbn.audit import truth
 from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
+from refbn.audit.adapters.zoo import ZOO
 from refbn.audit.cases import Case
 from refbn.dialects import DIALECTS
 
@@ -145,3 +146,9 @@ class OnePass(Perfect):
         invstd = dtype(1) / np.sqrt(np.maximum(var, 0) + dtype(inputs.eps))
         y = (inputs.x - mean) * invstd * inputs.gamma.reshape(column) + inputs.beta.reshape(column)
         return {"y": y, "mean": mean.ravel(), "invstd": invstd.ravel()}
+
+
+class Someone(ZOO["bessel-backward"]):
+    """A framework with one of the zoo's mistakes, under a name of its own."""
+
+    name = "someone"

@@ -1,4 +1,6 @@
+import argparse
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +68,8 @@ def test_an_audit_prints_its_table(capsys):
 def test_without_a_name_all_that_are_installed_are_audited(capsys):
     status, out, _ = run(capsys, "audit", "--case", "shape:forward:f32:4x3")
     assert status == 0 and "perfect" in out and "missing" not in out
+    _, out, _ = run(capsys, "audit", "--all", "--quick", "--family", "exact", "--operation", "forward")
+    assert "perfect 1.0" in out and "not installed, so not audited: missing" in out
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
@@ -116,7 +120,10 @@ def test_json_holds_every_finding(capsys, tmp_path):
     status, _, _ = run(capsys, "audit", "perfect", "--quick", "--family", "exact", "--json", str(path))
     document = json.loads(path.read_text(encoding="utf-8"))
     assert status == 0 and document["depth"] == "quick"
-    assert document["frameworks"] == [{"name": "perfect", "version": "1.0", "dialect": "torch"}]
+    (framework,) = document["frameworks"]
+    assert (framework["name"], framework["version"], framework["dialect"]) == ("perfect", "1.0", "torch")
+    assert framework["python"] == platform.python_version() and framework["process"] == "this"
+    assert document["missing"] == [] and document["scripts"] == {}
     assert {f["case"] for f in document["findings"]} == {str(c) for c in all_cases("quick", ["exact"])}
 
 
@@ -125,6 +132,46 @@ def test_json_is_written_when_something_is_wrong_too(capsys, tmp_path):
     case = "shape:forward:f32:4x3"
     assert run(capsys, "audit", "raising", "--case", case, "--json", str(path))[0] == 1
     assert [f["verdict"] for f in json.loads(path.read_text())["findings"]] == ["raises"]
+
+
+FORMS = {"json": '"schema": "refbn-audit-1"', "junit": "<testsuites", "markdown": "# Audit", "html": "<!doctype html>"}
+
+
+def test_every_form_is_written_and_can_be_made_again_from_json(capsys, tmp_path):
+    chosen = ("audit", "one-pass", "raising", "--quick", "--family", "exact", "--dtype", "f32", "--no-diagnosis")
+    files = [part for form in FORMS for part in (f"--{form}", str(tmp_path / form))]
+    status, out, _ = run(capsys, *chosen, *files)
+    assert status == 1 and "operations × frameworks" in out
+    for form, start in FORMS.items():
+        assert start in (tmp_path / form).read_text(encoding="utf-8")[:200]
+
+    files = [part for form in FORMS for part in (f"--{form}", str(tmp_path / f"{form}-again"))]
+    assert run(capsys, "audit", "--from-json", str(tmp_path / "json"), *files) == (status, out, "")
+    for form in FORMS:
+        assert (tmp_path / f"{form}-again").read_bytes() == (tmp_path / form).read_bytes()
+
+
+def test_a_saved_run_is_rendered_as_it_is(capsys, tmp_path):
+    path = tmp_path / "audit.json"
+    run(capsys, "audit", "perfect", "--case", "shape:forward:f32:4x3", "--json", str(path))
+    saved = ("audit", "--from-json", str(path))
+    assert run(capsys, *saved)[0] == 0
+    assert "without frameworks" in refused(capsys, *saved, "perfect")
+    assert "without case" in refused(capsys, *saved, "--case", "shape:forward:f32:4x3")
+    assert "without all" in refused(capsys, *saved, "--all")
+    path.write_text("{}")
+    assert f"{path}: $: 'schema' is a required property" in refused(capsys, *saved)
+    path.unlink()
+    assert f"{path}: No such file" in refused(capsys, *saved)
+
+
+def test_known_deviations_do_not_fail(capsys, tmp_path):
+    accepted = tmp_path / "known.toml"
+    accepted.write_text('[[deviation]]\nframework = "raising"\nreason = "we know"\n')
+    report = tmp_path / "audit.xml"
+    case = ("audit", "raising", "--case", "shape:forward:f32:4x3", "--junit", str(report))
+    assert run(capsys, *case)[0] == 1 and 'failures="1"' in report.read_text()
+    assert run(capsys, *case, "--known", str(accepted))[0] == 0 and 'failures="0"' in report.read_text()
 
 
 def test_the_zoo_gets_its_kill_table(capsys):
@@ -141,6 +188,38 @@ def test_one_of_the_zoo_is_reproduced_by_its_name(capsys):
     assert status == 1 and "dx: wrong" in out and "zoo-dropped-xhat-term" in out
 
 
+def test_a_known_deviation_does_not_fail_the_run_and_one_that_is_gone_is_told(capsys, tmp_path):
+    path, out = tmp_path / "known.toml", tmp_path / "audit.json"
+    path.write_text('[[deviation]]\nframework = "raising"\noperation = "forward"\nreason = "so it is"\n')
+    case = ("--case", "shape:forward:f32:4x3", "--known", str(path), "--json", str(out))
+    assert run(capsys, "audit", "raising", *case)[0] == 0
+    document = json.loads(out.read_text())
+    assert [f["known"] for f in document["findings"]] == [True] and document["gone"] == []
+    path.write_text(path.read_text().replace("raising", "perfect"))
+    status, told, _ = run(capsys, "audit", "perfect", *case)
+    assert status == 0 and "known deviation that no longer shows: framework 'perfect'" in told
+    assert len(json.loads(out.read_text())["gone"]) == 1
+    path.write_text("[[deviation]]\n")
+    assert "deviation 1: framework is missing" in refused(capsys, "audit", "perfect", *case)
+
+
+def test_reproduce_prints_a_script_alone(capsys):
+    case = "composition:vjp:f64:6x2"
+    status, out, err = run(capsys, "audit", "zoo-dropped-xhat-term", "--reproduce", case)
+    assert status == 0 and err == "" and out.startswith("# zoo-dropped-xhat-term")
+    compile(out, "script", "exec")
+    assert "is no finding of perfect" in refused(capsys, "audit", "perfect", "--reproduce", "perfect/vjp/dx/000000")
+
+
+def test_case_says_why(capsys, monkeypatch):
+    monkeypatch.setitem(adapters.ADAPTERS, "someone", ("tests.audit.stand_ins:Someone", ()))
+    case = ("--case", "composition:vjp:f64:6x2")
+    _, out, _ = run(capsys, "audit", "someone", *case)
+    assert "bessel-backward, to 1" in out and "smallest case composition:vjp:f64:" in out
+    assert "refbn audit someone --reproduce someone/vjp/dx/" in out
+    assert "bessel-backward" not in run(capsys, "audit", "someone", *case, "--no-diagnosis")[1]
+
+
 # ---- bad use -------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +229,21 @@ def test_an_unknown_framework(capsys):
 
 
 def test_a_framework_that_is_not_installed(capsys):
-    assert "missing is not installed here: pip install 'refbn[missing]'" in refused(capsys, "audit", "missing")
+    assert "missing is not installed here" in refused(capsys, "audit", "missing")
+
+
+def test_bad_use_of_interpreters(capsys):
+    assert "exclude each other" in refused(capsys, "audit", "perfect", "--all")
+    assert "no-such-python: No such file" in refused(capsys, "audit", "perfect", "--python", "no-such-python")
+    for seconds in ("0", "-1", "nan", "inf", "soon"):
+        assert "--timeout" in refused(capsys, "audit", "perfect", f"--timeout={seconds}")
+
+
+def test_a_framework_in_another_process(capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setitem(STAND_INS, "stranger", ("tests.audit.strangers:Stranger", ()))
+    case = ("--case", "shape:forward:f64:4x3")
+    assert run(capsys, "audit", f"stranger@{sys.executable}", *case) == run(capsys, "audit", "stranger", *case)
 
 
 @pytest.mark.parametrize("case", ["nonsense", "shape:forward:f32:0x0", "shape:forward:f32:2x3:eps=often"])
@@ -170,18 +263,19 @@ def test_an_empty_choice(capsys):
     assert "no case has this combination" in err
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("path", ["no/such/folder/audit.json", "."])
-def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path):
+def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_path, path, form):
     monkeypatch.setattr("refbn.audit.runner.run_cases", lambda *_: pytest.fail("the run began"))
-    err = refused(capsys, "audit", "perfect", "--json", str(tmp_path / path))
-    assert f"--json {tmp_path / path}" in err
+    err = refused(capsys, "audit", "perfect", f"--{form}", str(tmp_path / path))
+    assert f"--{form} {tmp_path / path}" in err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_file_survives_the_check(tmp_path):
     path = tmp_path / "audit.json"
     path.write_text("before")
-    cli._check_writable(path)
+    cli._check_files(argparse.Namespace(json=path, junit=None, markdown=None, html=None))
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
@@ -189,6 +283,8 @@ def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
     real = cli.find_spec
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name in ("rich", "ml_dtypes") else real(name))
     assert "audit needs rich, ml_dtypes: pip install 'refbn[audit]'" in refused(capsys, "audit", "perfect")
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jinja2" else real(name))
+    assert "audit needs jinja2" in refused(capsys, "audit", "perfect", "--html", "page.html")
 
 
 def test_no_command_prints_help(capsys):

@@ -161,6 +161,19 @@ def test_the_order_of_the_batch():
     assert verdicts(Perfect(), text)["y"] == "exact"
 
 
+def test_the_order_of_the_batch_and_its_layout_must_not_reach_the_running_statistics():
+    class FirstOnly(Perfect):
+        def run(self, operation, inputs):
+            answer = super().run(operation, inputs)
+            if operation == "running":
+                answer["running_mean"] = answer["running_mean"] + inputs.batches[0].ravel(order="K")[0]
+            return answer
+
+    for text in ("structure:running:f32:33x3:check=permute", "layout:running:f32:4x3x5:layout=negative,check=layout"):
+        assert verdicts(Perfect(), text) == {"running_mean": "exact", "running_var": "exact"}
+        assert verdicts(FirstOnly(), text) == {"running_mean": "wrong", "running_var": "exact"}
+
+
 def test_momentum_must_not_reach_training():
     class Leaking(Perfect):
         def run(self, operation, inputs):
@@ -181,6 +194,26 @@ def test_layouts_are_compared_with_contiguous_memory():
 
     assert verdicts(Raw(), "layout:forward:f32:4x3x5:layout=transposed,check=layout")["y"] == "wrong"
     assert verdicts(Raw(), "layout:forward:f32:4x3x5:layout=read-only,check=layout")["y"] == "exact"
+
+
+def test_a_running_variance_must_stay_a_number_where_none_is_due():
+    class Poisoned(Perfect):
+        def run(self, operation, inputs):
+            answer = super().run(operation, inputs)
+            return answer | {"running_var": np.full_like(answer["running_var"], np.nan)}
+
+    text = "state:running:f32:1x3"
+    (mean, var) = run_case(Poisoned(), parse(text))
+    assert mean.verdict == "exact" and var.verdict == "nonfinite" and "would stay" in var.note
+    assert verdicts(Perfect(), text) == {"running_mean": "exact", "running_var": "exact"}
+
+
+def test_the_latest_answer_is_handed_out():
+    answer = {}
+    run_case(Perfect(), parse("shape:forward:f32:4x3"), answer)
+    assert set(answer) == {"y", "mean", "var", "invstd"} and answer["y"].shape == (4, 3)
+    run_case(Perfect(), parse("layout:vjp:f32:4x3:layout=transposed,check=layout"), answer)
+    assert set(answer) == {"dx", "dgamma", "dbeta"}
 
 
 # ---- many findings ------------------------------------------------------------------------------------------------
@@ -236,6 +269,8 @@ def test_the_zoo_has_no_survivor_but_the_control():
     findings = run_cases([control], [case for case in all_cases("quick") if case.count * case.shape[1] < 1000])
     for family in FAMILIES:  # each mistake by the family that is meant to find it
         findings += run_cases([m for m in mistakes if m.family == family], all_cases("quick", [family]))
+    long = "exact:forward:f32:16x1:data=integers,repeat=2097152"  # in the full audit alone
+    findings += run_cases([m for m in mistakes if m.name == "zoo-serial-sums"], [parse(long)])
     table = kill_table(findings)
     assert len(table) == len(mistakes) + 1 and len(mistakes) > 9
     assert all(name.startswith("zoo-") for name in table)

@@ -11,6 +11,7 @@ from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
 from refbn.audit.adapters.zoo import ZOO, Control
 from refbn.audit.cases import FAMILIES
+from refbn.dialects import DIALECTS
 from tests.audit.difference_quotients import allowance, deviation, draw, known, running
 
 MISTAKES = [name for name in ZOO if name != "control"]
@@ -31,10 +32,26 @@ def _scaled(scale=1.0, offset=0.0, shape=(8, 2), dtype="float32", special=None):
     return replace(inputs, x=x, var=np.full(shape[1], 9.0, dtype), batches=batches, **cast)
 
 
+def _absorbing(shape):
+    """Ones between two large numbers that cancel."""
+    dy = np.ones(shape, "float32")
+    dy[0], dy[-1] = 1e9, -1e9
+    return dy
+
+
 # Where each member shows, apart from the control: (operation, output, inputs).
 SHOWS = {
     "one-pass-variance": ("forward", "var", _scaled(offset=4096.0)),
+    "one-pass-clipped": ("forward", "var", _scaled(offset=4096.0)),
     "unscaled-overflow": ("forward", "y", _scaled(1e30)),
+    "stored-statistics": ("forward", "y", _scaled(3.0, 1500.0, dtype="float16")),
+    "narrow-arithmetic": ("forward", "y", _scaled(3.0, 1500.0, dtype="float16")),
+    "serial-sums": ("vjp", "dbeta", replace(_scaled(shape=(64, 2)), dy=_absorbing((64, 2)))),
+    "folded-affine": ("inference", "y", replace(_scaled(offset=1e6), mean=np.full(2, 1e6, "float32"))),
+    "eps-as-floor": ("forward", "y", _scaled(3e-3)),
+    "eps-raised": ("forward", "y", replace(_scaled(1e-3), eps=1e-6)),
+    "detached-statistics": ("vjp", "dx", _scaled()),
+    "cubed-invstd": ("jvp", "y_dot", _scaled(1e-3, dtype="float16")),
     "half-statistics": ("forward", "y", _scaled(offset=4096.0)),
     "narrow-accumulator": ("forward", "y", _scaled(100.0, 15000.0, dtype="float16")),
     "bessel-forward": ("forward", "y", _scaled()),
@@ -163,9 +180,36 @@ def test_in_place_and_stale_buffers_show():
     assert np.array_equal(second, 2 * first)
 
 
+def test_the_running_variance_of_one_value_is_nan():
+    inputs = draw((1, 3), steps=1)
+    answer = ZOO["running-variance-of-one-value"]().run("running", inputs)
+    assert np.isnan(answer["running_var"]).all() and np.isfinite(answer["running_mean"]).all()
+
+
+def test_members_follow_the_dialect():
+    inputs = draw((4, 3, 5), steps=1, momentum=0.25)
+    new, old = Control(), Control()
+    old.dialect = DIALECTS["keras"]
+    kept = old.run("running", inputs)["running_mean"] - inputs.running_mean
+    moved = new.run("running", inputs)["running_mean"] - inputs.running_mean
+    assert np.allclose(kept, 3 * moved)
+    still = replace(inputs, running_var=np.zeros(3))
+    ratio = old.run("running", still)["running_var"] / new.run("running", still)["running_var"]
+    assert np.allclose(ratio, 3 * 19 / 20)
+
+
+@pytest.mark.parametrize("name", ["serial-sums", "folded-affine"])
+def test_variants_are_other_programs_with_the_same_mistake(name):
+    inputs = replace(_scaled(offset=1e4, shape=(64, 2)), mean=np.full(2, 1e4, "float32"))
+    output = {"serial-sums": "mean", "folded-affine": "y"}[name]
+    answers = {ZOO[name](**variant).run("forward", inputs)[output].tobytes() for variant in ZOO[name].variants}
+    assert len(answers) > 1
+
+
 def test_every_mistake_is_covered_here_and_says_what_kills_it():
     assert next(iter(ZOO)) == "control"
-    assert set(MISTAKES) == set(SHOWS) | {"input-overwritten", "stale-accumulator"}
+    elsewhere = {"input-overwritten", "stale-accumulator", "running-variance-of-one-value"}
+    assert set(MISTAKES) == set(SHOWS) | elsewhere
     assert len({member.__doc__ for member in ZOO.values()}) == len(ZOO)
     assert {ZOO[name].family for name in MISTAKES} <= set(FAMILIES)
     assert Control.family == ""

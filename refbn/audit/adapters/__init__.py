@@ -12,7 +12,7 @@ from typing import Any, cast
 from refbn._errors import DomainError
 from refbn.audit.adapters._protocol import Adapter
 
-__all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "load", "names"]
+__all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "is_ours", "load", "names"]
 
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("refbn.audit.adapters.torch:Torch", ()),
@@ -34,6 +34,11 @@ ZOO = "refbn.audit.adapters.zoo"
 def names() -> list[str]:
     """Return every name that `load` understands, those of the zoo's members included."""
     return [*ADAPTERS, "zoo", *(f"zoo-{mistake}" for mistake in _zoo())]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is refbn's own or the zoo's: code of this checkout, which runs in this interpreter alone."""
+    return name.partition("-")[0] in ("refbn", "zoo")
 
 
 def load(name: str) -> list[Adapter]:

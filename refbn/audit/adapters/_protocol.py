@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from refbn.dialects import Dialect
 
-__all__ = ["EVAL", "OPERATIONS", "STATE", "TRAINING", "Adapter", "Inputs", "Operation", "Unsupported"]
+__all__ = ["EVAL", "OPERATIONS", "STATE", "TRAINING", "Adapter", "Broken", "Inputs", "Operation", "Unsupported"]
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +43,19 @@ class Operation:
     composition: str
     outputs: tuple[str, ...]
     meaning: str
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of `Inputs` that take part, ``batches`` apart."""
+        if self.name in ("running", "train_eval_train"):
+            return ("gamma", "beta", "running_mean", "running_var")
+        point = ("x", "gamma", "beta", "mean", "var") if self.frozen else ("x", "gamma", "beta")
+        if self.name.startswith("vjp"):
+            return (*point, "dy")
+        if not self.composition:
+            return point
+        directions = tuple(f"{name}_dot" for name in point)
+        return (*point, *directions) if self.name.startswith("jvp") else (*point, *directions, "w")
 
 
 _GRADS = ("dx", "dgamma", "dbeta")
@@ -150,6 +163,10 @@ class Inputs:
 
 class Unsupported(Exception):
     """Raised by an adapter: the framework does not offer this operation, dtype or output."""
+
+
+class Broken(Exception):
+    """Raised in a framework's place where its process ended or went on too long: no refusal that could be meant."""
 
 
 class Adapter(Protocol):

@@ -1,29 +1,20 @@
-"""What people and machines read: a table, the findings behind it, and a JSON file."""
+"""What a terminal shows: a matrix of all frameworks, a table for each of them, and the findings behind it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import platform
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import resources
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.adapters._protocol import OPERATIONS
 from refbn.audit.cases import FAMILIES
 from refbn.audit.compare import VERDICTS, Verdict
+from refbn.audit.report.run import Run, by_operation, numbers, severity
 from refbn.audit.runner import FAILURES, Finding, Kill, summary
 
-__all__ = ["as_json", "print_kill_table", "print_report", "schema", "write_json"]
+__all__ = ["print_gone", "print_kill_table", "print_report"]
 
 _STYLES: dict[Verdict, str] = {
     "exact": "green",
@@ -57,22 +48,63 @@ _SHORT_FAMILIES = dict(
     zip(FAMILIES, ("comp.", "cond.", "shape", "layout", "struct", "state", "spec.", "types", "exact"), strict=True)
 )
 _WIDE = 110
-_SCHEMA_NAME = "refbn-audit-1"
+_KEY = "ok: accurate · dial.: dialect · NONF: nonfinite · RAISE: raises · –: unsupported"
 
 
-# ---- for people --------------------------------------------------------------------------------------------------
-
-
-def print_report(findings: Sequence[Finding], console: Console) -> None:
-    """Print each framework's table of operations × families, then what is worse than accurate."""
-    for framework in dict.fromkeys(f.framework for f in findings):
-        own = [f for f in findings if f.framework == framework]
+def print_report(run: Run, console: Console) -> None:
+    """Print each framework's table of operations × families and what is worse than accurate, then a matrix of all."""
+    frameworks = [(f.name, f.note, own) for f in run.frameworks if (own := run.of(f.name))]
+    for _, note, own in frameworks:
         console.print()
         console.print(_table(own, console.width))
         if console.width < _WIDE:
-            console.print("ok: accurate · dial.: dialect · NONF: nonfinite · RAISE: raises · –: unsupported")
-        _print_details(own, console)
+            console.print(_KEY)
+        if note:
+            _line(console, Text(note, "dim"))
+        _print_details(run, own, console)
         _print_count(own, console)
+    if len(frameworks) > 1:
+        _print_matrix(run, [name for name, _, _ in frameworks], console)
+    if run.missing:
+        console.print()
+        _line(console, Text(f"not installed, so not audited: {', '.join(run.missing)}", "dim"))
+
+
+def print_gone(run: Run, console: Console) -> None:
+    """Print which deviations that are listed as known no longer show."""
+    for deviation in run.gone:
+        _line(console, Text(f"known deviation that no longer shows: {deviation}"))
+
+
+def _print_matrix(run: Run, names: Sequence[str], console: Console) -> None:
+    """Print operations × frameworks, as many frameworks side by side as there is room for."""
+    cells = by_operation(run.findings)
+    asked = [operation for operation in OPERATIONS if any((name, operation) in cells for name in names)]
+    first = max(map(len, (*asked, "operation")))
+    width = max(9, *(len(part) + 1 for name in names for part in name.split("-")))
+    side_by_side = max(1, (console.width - first - 1) // (width + 1))
+    for start in range(0, len(names), side_by_side):
+        table = Table(
+            title="operations × frameworks" if start == 0 else None, box=None, pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        table.add_column("operation", no_wrap=True, vertical="bottom", min_width=first)
+        shown = names[start : start + side_by_side]
+        for name in shown:
+            table.add_column(Text("-\n".join(name.split("-"))), width=width, overflow="fold", vertical="bottom")
+        for operation in asked:
+            table.add_row(operation, *(_cell(*cells.get((name, operation), (None, ()))) for name in shown))
+        console.print()
+        console.print(table)
+    console.print(_KEY)
+    if any(f.known for f in run.findings):
+        console.print("*: known and accepted")
+
+
+def _cell(verdict: Verdict | None, findings: Sequence[Finding]) -> Text:
+    if verdict is None:
+        return Text("")
+    known = all(f.known for f in findings if f.verdict == verdict)
+    return Text(_SHORT[verdict] + "*" * known, _STYLES[verdict])
 
 
 def print_kill_table(kills: Mapping[str, Mapping[str, Kill]], console: Console) -> None:
@@ -120,7 +152,7 @@ def _table(findings: Sequence[Finding], width: int) -> Table:
     return table
 
 
-def _print_details(findings: Sequence[Finding], console: Console) -> None:
+def _print_details(run: Run, findings: Sequence[Finding], console: Console) -> None:
     groups: dict[tuple[Verdict, str, str, str], list[Finding]] = {}
     for finding in findings:
         if finding.verdict in FAILURES or finding.verdict == "lossy":
@@ -130,7 +162,7 @@ def _print_details(findings: Sequence[Finding], console: Console) -> None:
     for key in sorted(groups, key=lambda k: (-VERDICTS.index(k[0]), order.index(k[1]))):
         verdict, operation, output, check = key
         group = groups[key]
-        worst = max(group, key=_severity)
+        worst = max(group, key=lambda f: (not f.known, severity(f)))
         count = len(group)
         what = " ".join(part for part in (operation, output, f"({check})" if check else "") if part)
         families = ", ".join(dict.fromkeys(f.family for f in group))
@@ -141,13 +173,17 @@ def _print_details(findings: Sequence[Finding], console: Console) -> None:
                 (what, "bold"),
                 "  ",
                 (verdict, _STYLES[worst.verdict]),
+                (", known", "dim") if worst.known else "",
                 f"  {count} case{'s' if count > 1 else ''} ({families})",
             ),
         )
         _line(console, Text(f"  {numbers(worst)}"))
-        if worst.note:
-            _line(console, Text(f"  {worst.note}"))
-        _line(console, Text(f"  refbn audit {worst.framework} --case {worst.case}"))
+        for text in (worst.note, worst.explanation, worst.thread):
+            if text:
+                _line(console, Text(f"  {text}"))
+        _line(console, Text(f"  {run.command(worst)}"))
+        if worst.smallest and worst.smallest != worst.case:
+            _line(console, Text(f"  smallest case that shows it: {worst.smallest}"))
     notes: dict[tuple[Verdict, str], list[Finding]] = {}
     for finding in findings:
         if finding.verdict in ("dialect", "unsupported"):
@@ -161,20 +197,6 @@ def _print_details(findings: Sequence[Finding], console: Console) -> None:
         _line(console, Text(f"  {group[0].note}"))
 
 
-def _severity(finding: Finding) -> float:
-    return np.inf if finding.bound_ratio is None else finding.bound_ratio
-
-
-def numbers(finding: Finding) -> str:
-    """Return the three numbers of a finding as one phrase."""
-    parts = [
-        f"{name} {value:.3g}"
-        for name in ("max_ulp", "max_scaled_ulp", "bound_ratio")
-        if (value := getattr(finding, name)) is not None
-    ]
-    return "  ".join(parts) or "no finite values to compare"
-
-
 def _print_count(findings: Sequence[Finding], console: Console) -> None:
     counts = {v: sum(f.verdict == v for f in findings) for v in VERDICTS}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
@@ -186,77 +208,3 @@ def _print_count(findings: Sequence[Finding], console: Console) -> None:
 def _line(console: Console, text: Text) -> None:
     """Print a line whole, so that a descriptor can be copied from it."""
     console.print(text, soft_wrap=True)
-
-
-# ---- for machines ------------------------------------------------------------------------------------------------
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of what `write_json` writes."""
-    text = resources.files("refbn.audit").joinpath("schema.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
-    return loaded
-
-
-def as_json(
-    findings: Iterable[Finding], adapters: Iterable[Adapter], depth: str, cases: int, version: str
-) -> dict[str, Any]:
-    """Return a run as the document that the schema describes."""
-    findings = list(findings)
-    return {
-        "schema": _SCHEMA_NAME,
-        "refbn": version,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "system": platform.system(),
-            "machine": platform.machine(),
-        },
-        "depth": depth,
-        "cases": cases,
-        "frameworks": [{"name": a.name, "version": a.version() or "", "dialect": a.dialect.name} for a in adapters],
-        "findings": [
-            {**dataclasses.asdict(f), "worst": None if f.worst is None else list(f.worst), "id": f.id} for f in findings
-        ],
-        "summary": [
-            {"framework": framework, "operation": operation, "family": family, "verdict": verdict}
-            for (framework, operation, family), verdict in summary(findings).items()
-        ],
-    }
-
-
-def _as_object(finding: Finding) -> dict[str, Any]:
-    where = None if finding.worst is None else list(finding.worst)
-    return {**dataclasses.asdict(finding), "worst": where, "id": finding.id}
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Validate a document and write it; the file is replaced whole or stays as it was.
-
-    Raises
-    ------
-    jsonschema.ValidationError
-        If the document does not follow the schema.
-    OSError
-        If the file cannot be written.
-    """
-    import jsonschema
-
-    jsonschema.Draft202012Validator(schema()).validate(document)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(document, stream, indent=1, ensure_ascii=False, allow_nan=False)
-            stream.write("\n")
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

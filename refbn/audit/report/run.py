@@ -1,0 +1,273 @@
+"""One run of an audit, with everything that a report tells, and how its findings are put in groups."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.compare import VERDICTS, Verdict, worst
+from refbn.audit.remote.interpreter import Remote
+from refbn.audit.runner import FAILURES, Finding
+
+__all__ = [
+    "Framework",
+    "Group",
+    "Process",
+    "Run",
+    "by_operation",
+    "fails",
+    "groups",
+    "make_run",
+    "numbers",
+    "scripts",
+    "severity",
+]
+
+Process = Literal["this", "own", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """One framework of a run.
+
+    Attributes
+    ----------
+    name, version, dialect : str
+        As the adapter declares them.
+    python : str
+        The version of the interpreter that it ran in.
+    process : {"this", "own", "other"}
+        Whether it ran in the audit's own process, in another one of the same interpreter, or in another interpreter.
+    note : str
+        What could not be asked, and why; or nothing.
+    """
+
+    name: str
+    version: str
+    dialect: str
+    python: str
+    process: Process = "this"
+    note: str = ""
+
+    @property
+    def asked(self) -> str:
+        """How the command line calls it; PYTHON stands for the other interpreter."""
+        plain = self.name.partition("@")[0]
+        return f"{plain}@PYTHON" if self.process == "other" else plain
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one audit did and found.
+
+    Attributes
+    ----------
+    date : str
+        When it ended, in ISO 8601.
+    refbn : str
+        The version of refbn.
+    environment : mapping
+        python, numpy, system and machine of the audit itself.
+    depth : {"quick", "full", "case"}
+        Which tables of cases were asked.
+    cases : int
+        How many cases each framework was asked.
+    frameworks : tuple of Framework
+        In the order of the findings.
+    missing : tuple of str
+        What was not audited because it is installed nowhere.
+    findings : tuple of Finding
+        Framework by framework.
+    scripts : mapping
+        From a finding's id to a script that shows it.
+    gone : tuple of str
+        Deviations that are listed as known and no longer show.
+    """
+
+    date: str
+    refbn: str
+    environment: Mapping[str, str]
+    depth: str
+    cases: int
+    frameworks: tuple[Framework, ...]
+    missing: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    scripts: Mapping[str, str] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+
+    def of(self, framework: str) -> list[Finding]:
+        """Return the findings of one framework."""
+        return [f for f in self.findings if f.framework == framework]
+
+    def command(self, finding: Finding) -> str:
+        """Return the command that asks a finding's case again."""
+        asked = next((f.asked for f in self.frameworks if f.name == finding.framework), finding.framework)
+        return f"refbn audit {asked} --case {finding.case}"
+
+
+def make_run(
+    findings: Iterable[Finding],
+    adapters: Iterable[Adapter],
+    depth: str,
+    cases: int,
+    version: str,
+    missing: Iterable[str] = (),
+    scripts: Mapping[str, str] | None = None,
+    gone: Iterable[object] = (),
+) -> Run:
+    """Return the run that has just ended."""
+    return Run(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        refbn=version,
+        environment={
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "system": platform.system(),
+            "machine": platform.machine(),
+        },
+        depth=depth,
+        cases=cases,
+        frameworks=tuple(_framework(adapter) for adapter in adapters),
+        missing=tuple(missing),
+        findings=tuple(findings),
+        scripts=dict(scripts or {}),
+        gone=tuple(map(str, gone)),
+    )
+
+
+def _framework(adapter: Adapter) -> Framework:
+    name, version, dialect = adapter.name, adapter.version() or "", adapter.dialect.name
+    if not isinstance(adapter, Remote):
+        return Framework(name, version, dialect, platform.python_version())
+    there = adapter.interpreter
+    return Framework(name, version, dialect, there.version, "own" if there.is_this else "other", adapter.note)
+
+
+def fails(finding: Finding) -> bool:
+    """Whether a finding makes an audit fail: something is wrong, and it is not listed as known."""
+    return finding.verdict in FAILURES and not finding.known
+
+
+def severity(finding: Finding) -> float:
+    """Return how far beyond the bound a finding is; infinite where there is no number."""
+    return np.inf if finding.bound_ratio is None else finding.bound_ratio
+
+
+def numbers(finding: Finding) -> str:
+    """Return the three numbers of a finding as one phrase."""
+    parts = [
+        f"{name} {value:.3g}"
+        for name in ("max_ulp", "max_scaled_ulp", "bound_ratio")
+        if (value := getattr(finding, name)) is not None
+    ]
+    return "  ".join(parts) or "no finite values to compare"
+
+
+def by_operation(findings: Iterable[Finding]) -> dict[tuple[str, str], tuple[Verdict, list[Finding]]]:
+    """Return the worst verdict of each (framework, operation), and all its findings."""
+    cells: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        cells.setdefault((finding.framework, finding.operation), []).append(finding)
+    return {key: (worst(f.verdict for f in found), found) for key, found in cells.items()}
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Findings of one framework that are of one kind, the worst first."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def worst(self) -> Finding:
+        """The finding that stands for the group."""
+        return self.findings[0]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of all of them."""
+        return self.worst.verdict
+
+    @property
+    def where(self) -> list[tuple[str, list[str]]]:
+        """Operations in the protocol's order, each with its outputs."""
+        found: dict[str, list[str]] = {}
+        for finding in sorted(self.findings, key=lambda f: _ORDER.index(f.operation)):
+            outputs = found.setdefault(finding.operation, [])
+            if finding.output and finding.output not in outputs:
+                outputs.append(finding.output)
+        return list(found.items())
+
+    @property
+    def families(self) -> list[str]:
+        """The families of cases in which it shows."""
+        return list(dict.fromkeys(f.family for f in self.findings))
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The formats in which it shows."""
+        return list(dict.fromkeys(f.dtype for f in self.findings))
+
+    @property
+    def cases(self) -> int:
+        """The number of cases in which it shows."""
+        return len({f.case for f in self.findings})
+
+
+_ORDER = list(OPERATIONS)
+
+
+def groups(findings: Sequence[Finding], verdicts: Iterable[Verdict]) -> list[Group]:
+    """Return the findings of one framework with some verdicts, in groups of one kind; what is worst comes first.
+
+    One kind are findings with the same explanation; without one, those of one operation and check, or for a refusal
+    those with the same words.
+    """
+    wanted = set(verdicts)
+    kinds: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in findings:
+        if finding.verdict in wanted:
+            kinds.setdefault((finding.known, finding.verdict, *_kind(finding)), []).append(finding)
+    found = [Group(tuple(sorted(kind, key=lambda f: -severity(f)))) for kind in kinds.values()]
+    return sorted(
+        found, key=lambda g: (g.worst.known, -VERDICTS.index(g.verdict), min(_ORDER.index(op) for op, _ in g.where))
+    )
+
+
+def _kind(finding: Finding) -> tuple[object, ...]:
+    if finding.verdict in ("raises", "dialect", "unsupported"):
+        return ("", finding.note.partition(": ")[0] if finding.verdict != "raises" else finding.note)
+    if finding.explanation:
+        return (finding.explanation.partition(", ")[0],)  # its name; what follows tells how far it goes in this output
+    return (finding.operation, finding.check)
+
+
+def scripts(findings: Sequence[Finding], adapters: Sequence[Adapter]) -> dict[str, str]:
+    """Return a script for the worst finding of each group that is off, where one can be had.
+
+    Parameters
+    ----------
+    findings : sequence of Finding
+        Of all frameworks.
+    adapters : sequence of Adapter
+        The frameworks.
+    """
+    from refbn.audit.diagnosis import script
+
+    found: dict[str, str] = {}
+    for adapter in adapters:
+        own = [f for f in findings if f.framework == adapter.name]
+        for group in groups(own, (*FAILURES, "lossy")):
+            try:
+                found[group.worst.id] = script(group.worst, adapter)
+            except Exception:  # not offered, or a framework's own trouble: the run's report must not be lost to it
+                continue
+    return found
