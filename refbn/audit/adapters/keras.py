@@ -1,0 +1,288 @@
+"""Keras 3 on its four backends: ``keras.layers.BatchNormalization`` with ``axis=1``.
+
+Keras reads the backend from the variable ``KERAS_BACKEND`` when it is imported, once for a process; see
+`Adapter.environment`. The layer's ``stateless_call`` is batch norm as a function of x, gamma, beta and the moving
+statistics, which is what every backend's derivatives need. Derivatives are the backend's own: PyTorch's as in
+`refbn.audit.adapters.torch`, TensorFlow's as in `refbn.audit.adapters.tensorflow`, ``jax.grad`` and ``jax.jvp``; NumPy
+has none. Moving statistics are no trainable variables and so constants.
+
+Data in a half format with binary32 parameters are the policies ``mixed_float16`` and ``mixed_bfloat16``; there are no
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any, ClassVar
+
+import numpy as np
+
+from refbn._formats import FORMATS, round_to
+from refbn.audit.adapters._nesting import nest
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.adapters.tensorflow import TensorFlow
+from refbn.audit.adapters.torch import Torch
+from refbn.dialects import DIALECTS
+
+__all__ = ["KerasJax", "KerasNumPy", "KerasTensorFlow", "KerasTorch"]
+
+Tensor = Any
+Function = Callable[..., Any]
+
+
+class _Layer:
+    """What the adapters share: the layer, and the operations that need no derivative."""
+
+    dialect = DIALECTS["keras"]
+    dtypes = frozenset(f.name for f in FORMATS)
+    differentiates_statistics = False
+    backend: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]]
+    """Under which names the backend may be installed."""
+
+    def version(self) -> str | None:
+        """Return Keras's version and the backend's, or None if one is missing; neither is imported for this."""
+        keras = _version("keras")
+        found = next((v for name in self.distributions if (v := _version(name)) is not None), None)
+        return None if keras is None or found is None else f"{keras} on {self.backend} {found}"
+
+    def layer(self, shape: tuple[int, ...], dtype: str, param: str, eps: float, momentum: float | None = None) -> Any:
+        """Return the layer for inputs of a shape, as yet with gamma = 1, beta = 0.
+
+        Without a momentum it has the momentum 0, with which the moving statistics are the last batch's.
+        """
+        import keras
+
+        if keras.backend.backend() != self.backend:
+            raise Unsupported(
+                f"Keras runs on {keras.backend.backend()} in this process: set KERAS_BACKEND={self.backend} before"
+            )
+        layer = keras.layers.BatchNormalization(
+            axis=1, momentum=momentum or 0.0, epsilon=eps, dtype=_policy(dtype, param)
+        )
+        layer.build(shape)
+        return layer
+
+    def stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Train and evaluate the layer itself."""
+        import keras
+
+        first = inputs.batches[0]
+        layer = self.layer(first.shape, first.dtype.name, inputs.gamma.dtype.name, inputs.eps, inputs.momentum)
+        layer.set_weights([inputs.gamma, inputs.beta, inputs.running_mean, inputs.running_var])
+
+        def call(batch: Array, training: bool) -> Array:
+            return np.asarray(keras.ops.convert_to_numpy(layer(batch, training=training)))
+
+        if operation == "running":
+            for batch in inputs.batches:
+                call(batch, True)
+            mean, variance = (keras.ops.convert_to_numpy(v) for v in (layer.moving_mean, layer.moving_variance))
+            return {"running_mean": mean, "running_var": variance}
+        second = inputs.batches[1]
+        return {"y_train": call(first, True), "y_eval": call(second, False), "y_again": call(first, True)}
+
+
+def _normalize(layer: Any, statistics: tuple[Tensor, Tensor] | None) -> Function:
+    """Return batch norm as a function of (x, gamma, beta), with the batch's statistics or with those given."""
+    moving = [v.value for v in layer.non_trainable_variables] if statistics is None else list(statistics)
+
+    def normalize(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return layer.stateless_call([gamma, beta], moving, x, training=statistics is None)[0]
+
+    return normalize
+
+
+def _forward(layer: Any, x: Tensor, gamma: Tensor, beta: Tensor) -> dict[str, Tensor]:
+    """Return y and the statistics of the same call: with the momentum 0 the moving statistics become the batch's."""
+    moving = [v.value for v in layer.non_trainable_variables]
+    y, (mean, var) = layer.stateless_call([gamma, beta], moving, x, training=True)
+    return {"y": y, "mean": mean, "var": var}
+
+
+class KerasNumPy(_Layer):
+    """Keras on NumPy: no derivatives."""
+
+    name = "keras-numpy"
+    backend = "numpy"
+    distributions = ("numpy",)
+    environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "numpy"}
+    operations = frozenset({"forward", "inference", "running", "train_eval_train"})
+
+    def set_threads(self, count: int) -> None:
+        """Refuse: NumPy runs on the calling thread."""
+        raise Unsupported(f"NumPy runs on the calling thread, not on {count}")
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        raise Unsupported(f"{self.name}: no script for {operation}")
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        if operation not in self.operations:
+            raise Unsupported("Keras on NumPy has no derivatives")
+        if operation in ("running", "train_eval_train"):
+            return self.stateful(operation, inputs)
+        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        point = inputs.x, inputs.gamma, inputs.beta
+        if operation == "forward":
+            return _forward(layer, *point)
+        return {"y": _normalize(layer, (inputs.mean, inputs.var))(*point)}
+
+
+class KerasTorch(_Layer, Torch):
+    """Keras on PyTorch."""
+
+    name = "keras-torch"
+    backend = "torch"
+    distributions = ("torch",)
+    environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "torch"}
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return batch norm as a function of (x, gamma, beta)."""
+        from refbn.audit.adapters.torch import _tensor
+
+        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        return _normalize(layer, (_tensor(inputs.mean), _tensor(inputs.var)) if frozen else None)
+
+    def _forward(self, function: Function, point: tuple[Tensor, ...], inputs: Inputs, frozen: bool) -> dict[str, Array]:
+        from refbn.audit.adapters.torch import _array
+
+        if frozen:
+            return {"y": _array(function(*point))}
+        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        return {name: _array(tensor) for name, tensor in _forward(layer, *point).items()}
+
+    def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        return self.stateful(operation, inputs)
+
+
+class KerasTensorFlow(_Layer, TensorFlow):
+    """Keras on TensorFlow, eagerly."""
+
+    name = "keras-tensorflow"
+    backend = "tensorflow"
+    distributions = ("tensorflow", "tensorflow-cpu")
+    environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "tensorflow"}
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        if operation in ("running", "train_eval_train"):
+            return self.stateful(operation, inputs)
+        return super().run(operation, inputs)
+
+    def batch_norm(self, tensors: Mapping[str, Tensor], eps: float, frozen: bool) -> Function:
+        """Return batch norm as a function of the point."""
+        return _normalize(self._layer_of(tensors, eps), (tensors["mean"], tensors["var"]) if frozen else None)
+
+    def forward(self, tensors: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+        """Return y and the statistics of the same call."""
+        return _forward(self._layer_of(tensors, eps), tensors["x"], tensors["gamma"], tensors["beta"])
+
+    def _layer_of(self, tensors: Mapping[str, Tensor], eps: float) -> Any:
+        x, gamma = tensors["x"], tensors["gamma"]
+        return self.layer(tuple(x.shape), x.dtype.name, gamma.dtype.name, eps)
+
+    def tensor(self, array: Array) -> Tensor:
+        """Return an array as a tensor of the same shape."""
+        import tensorflow as tf
+
+        return tf.constant(array)
+
+    def array(self, tensor: Tensor, shape: tuple[int, ...]) -> Array:
+        """Return a tensor as an array."""
+        return np.asarray(tensor.numpy())
+
+
+class KerasJax(_Layer):
+    """Keras on JAX, with binary64 switched on while it runs."""
+
+    name = "keras-jax"
+    backend = "jax"
+    distributions = ("jax",)
+    environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "jax"}
+    operations = frozenset(OPERATIONS)
+
+    def set_threads(self, count: int) -> None:
+        """Refuse: XLA fixes its threads when it starts."""
+        raise Unsupported(f"JAX cannot change to {count} threads once it runs")
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        raise Unsupported(f"{self.name}: no script for {operation}")
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        import jax
+
+        with jax.enable_x64(True):
+            if operation in ("running", "train_eval_train"):
+                return self.stateful(operation, inputs)
+            return {name: np.asarray(value) for name, value in self._run(operation, inputs).items()}
+
+    def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:
+        import jax
+        from jax import numpy as jnp
+
+        asked = OPERATIONS[operation]
+        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        x, gamma, beta = point = tuple(jnp.asarray(a) for a in (inputs.x, inputs.gamma, inputs.beta))
+        if operation == "forward":
+            return _forward(layer, x, gamma, beta)
+        statistics = (jnp.asarray(inputs.mean), jnp.asarray(inputs.var)) if asked.frozen else None
+        function = _normalize(layer, statistics)
+        if operation == "inference":
+            return {"y": function(*point)}
+        direction = tuple(jnp.asarray(a) for a in (inputs.x_dot, inputs.gamma_dot, inputs.beta_dot))
+
+        def wide(tensor: Tensor) -> Tensor:
+            return tensor.astype(np.float64)
+
+        def inner(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+            return sum((wide(u) * wide(v)).sum() for u, v in zip(a, b, strict=True))
+
+        def reverse(scalar: Function) -> Function:
+            gradient: Function = jax.grad(scalar, argnums=(0, 1, 2))
+            return gradient
+
+        def forward(any_function: Function) -> Function:
+            return lambda *p: jax.jvp(any_function, p, direction)[1]
+
+        def loss(total: bool) -> Function:
+            def f(*p: Tensor) -> Tensor:
+                y = wide(function(*p))
+                weighted = wide(jnp.asarray(inputs.w)) * (y * y / 2 + y * y * y / 6)
+                return weighted.sum() if total else weighted
+
+            return f
+
+        if operation.startswith("jvp"):
+            return {"y_dot": forward(function)(*point)}
+        if operation.startswith("vjp"):
+            dy = jnp.asarray(inputs.dy)
+            found = reverse(lambda *p: inner((function(*p),), (dy,)))(*point)
+        else:
+            composed = nest(
+                asked.composition, loss, reverse, forward, lambda gradient: lambda *p: inner(gradient(*p), direction)
+            )
+            found = composed(*point)
+            if "rev" not in asked.composition:
+                return {"value": round_to(np.asarray(found), inputs.x.dtype)}
+        return {f"d{name}": value for name, value in zip(("x", "gamma", "beta"), found, strict=True)}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _policy(dtype: str, param: str) -> str:
+    """Return the dtype policy for data and parameters of given formats."""
+    if dtype == param:
+        return dtype
+    if dtype in ("float16", "bfloat16") and param == "float32":
+        return f"mixed_{dtype}"
+    raise Unsupported(f"Keras has no dtype policy for {dtype} data with {param} parameters")
