@@ -3,8 +3,7 @@
 Keras reads the backend from the variable ``KERAS_BACKEND`` when it is imported, once for a process; see
 `Adapter.environment`. The layer's ``stateless_call`` is batch norm as a function of x, gamma, beta and the moving
 statistics, which is what every backend's derivatives need. Derivatives are the backend's own: PyTorch's as in
-`refbn.audit.adapters.torch`, TensorFlow's as in `refbn.audit.adapters.tensorflow`, ``jax.grad`` and ``jax.jvp``; NumPy
-has none. Moving statistics are no trainable variables and so constants.
+`refbn.audit.adapters.torch`, TensorFlow's as in `refbn.audit.adapters.tensorflow`, ``jax.grad`` and ``jax.jvp`` (compiled as a whole, as Keras trains on JAX); NumPy has none. Moving statistics are no trainable variables and so constants.
 
 Data in a half format with binary32 parameters are the policies ``mixed_float16`` and ``mixed_bfloat16``; there are no
 others.
@@ -18,8 +17,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refbn._formats import FORMATS, round_to
-from refbn.audit.adapters._nesting import nest
+from refbn._formats import FORMATS
+from refbn.audit.adapters._nesting import asked_for, nest
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.audit.adapters.tensorflow import TensorFlow
 from refbn.audit.adapters.torch import Torch
@@ -41,17 +40,32 @@ class _Layer:
     distributions: ClassVar[tuple[str, ...]]
     """Under which names the backend may be installed."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._layers: dict[tuple[Any, ...], Any] = {}
+
     def version(self) -> str | None:
         """Return Keras's version and the backend's, or None if one is missing; neither is imported for this."""
         keras = _version("keras")
         found = next((v for name in self.distributions if (v := _version(name)) is not None), None)
         return None if keras is None or found is None else f"{keras} on {self.backend} {found}"
 
-    def layer(self, shape: tuple[int, ...], dtype: str, param: str, eps: float, momentum: float | None = None) -> Any:
-        """Return the layer for inputs of a shape, as yet with gamma = 1, beta = 0.
+    def layer_for(self, inputs: Inputs) -> Any:
+        """Return the layer for the inputs' x and gamma."""
+        return self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
 
-        Without a momentum it has the momentum 0, with which the moving statistics are the last batch's.
+    def layer(self, shape: tuple[int, ...], dtype: str, param: str, eps: float) -> Any:
+        """Return a layer for calls without state; it is kept, since graphs refer to it.
+
+        With its momentum of 0 the moving statistics that a call returns are the batch's.
         """
+        key = len(shape), shape[1], dtype, param, eps
+        if key not in self._layers:
+            self._layers[key] = self.new_layer(shape, dtype, param, eps, 0.0)
+        return self._layers[key]
+
+    def new_layer(self, shape: tuple[int, ...], dtype: str, param: str, eps: float, momentum: float | None) -> Any:
+        """Return a new layer for inputs of a shape, with gamma = 1 and beta = 0."""
         import keras
 
         if keras.backend.backend() != self.backend:
@@ -59,7 +73,7 @@ class _Layer:
                 f"Keras runs on {keras.backend.backend()} in this process: set KERAS_BACKEND={self.backend} before"
             )
         layer = keras.layers.BatchNormalization(
-            axis=1, momentum=momentum or 0.0, epsilon=eps, dtype=_policy(dtype, param)
+            axis=1, momentum=momentum, epsilon=eps, dtype=_policy(dtype, param)
         )
         layer.build(shape)
         return layer
@@ -69,7 +83,7 @@ class _Layer:
         import keras
 
         first = inputs.batches[0]
-        layer = self.layer(first.shape, first.dtype.name, inputs.gamma.dtype.name, inputs.eps, inputs.momentum)
+        layer = self.new_layer(first.shape, first.dtype.name, inputs.gamma.dtype.name, inputs.eps, inputs.momentum)
         layer.set_weights([inputs.gamma, inputs.beta, inputs.running_mean, inputs.running_var])
 
         def call(batch: Array, training: bool) -> Array:
@@ -124,7 +138,7 @@ class KerasNumPy(_Layer):
             raise Unsupported("Keras on NumPy has no derivatives")
         if operation in ("running", "train_eval_train"):
             return self.stateful(operation, inputs)
-        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        layer = self.layer_for(inputs)
         point = inputs.x, inputs.gamma, inputs.beta
         if operation == "forward":
             return _forward(layer, *point)
@@ -143,7 +157,7 @@ class KerasTorch(_Layer, Torch):
         """Return batch norm as a function of (x, gamma, beta)."""
         from refbn.audit.adapters.torch import _tensor
 
-        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        layer = self.layer_for(inputs)
         return _normalize(layer, (_tensor(inputs.mean), _tensor(inputs.var)) if frozen else None)
 
     def _forward(self, function: Function, point: tuple[Tensor, ...], inputs: Inputs, frozen: bool) -> dict[str, Array]:
@@ -151,7 +165,7 @@ class KerasTorch(_Layer, Torch):
 
         if frozen:
             return {"y": _array(function(*point))}
-        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
+        layer = self.layer_for(inputs)
         return {name: _array(tensor) for name, tensor in _forward(layer, *point).items()}
 
     def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
@@ -170,6 +184,7 @@ class KerasTensorFlow(_Layer, TensorFlow):
         """Run one operation; see `Adapter.run`."""
         if operation in ("running", "train_eval_train"):
             return self.stateful(operation, inputs)
+        self.layer_for(inputs)  # here, as a graph must not make variables
         return super().run(operation, inputs)
 
     def batch_norm(self, tensors: Mapping[str, Tensor], eps: float, frozen: bool) -> Function:
@@ -204,6 +219,10 @@ class KerasJax(_Layer):
     environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "jax"}
     operations = frozenset(OPERATIONS)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._compiled: dict[tuple[str, Any], Callable[..., dict[str, Tensor]]] = {}
+
     def set_threads(self, count: int) -> None:
         """Refuse: XLA fixes its threads when it starts."""
         raise Unsupported(f"JAX cannot change to {count} threads once it runs")
@@ -216,7 +235,7 @@ class KerasJax(_Layer):
         """Run one operation; see `Adapter.run`."""
         import jax
 
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
             if operation in ("running", "train_eval_train"):
                 return self.stateful(operation, inputs)
             return {name: np.asarray(value) for name, value in self._run(operation, inputs).items()}
@@ -225,26 +244,41 @@ class KerasJax(_Layer):
         import jax
         from jax import numpy as jnp
 
-        asked = OPERATIONS[operation]
-        layer = self.layer(inputs.x.shape, inputs.x.dtype.name, inputs.gamma.dtype.name, inputs.eps)
-        x, gamma, beta = point = tuple(jnp.asarray(a) for a in (inputs.x, inputs.gamma, inputs.beta))
+        layer = self.layer_for(inputs)
+        key = operation, layer
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(_jax_program(operation, layer))
+        answer: dict[str, Tensor] = self._compiled[key](
+            {name: jnp.asarray(getattr(inputs, name)) for name in asked_for(operation)}
+        )
+        return answer
+
+
+def _jax_program(operation: str, layer: Any) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return an operation that keeps no state as a function of arrays alone."""
+    import jax
+    from jax import numpy as jnp
+
+    asked = OPERATIONS[operation]
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.astype(jnp.float64)
+
+    def inner(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
+        return sum((wide(u) * wide(v)).sum() for u, v in zip(a, b, strict=True))
+
+    def reverse(scalar: Function) -> Function:
+        gradient: Function = jax.grad(scalar, argnums=(0, 1, 2))
+        return gradient
+
+    def run(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+        x, gamma, beta = point = tuple(arrays[name] for name in ("x", "gamma", "beta"))
         if operation == "forward":
             return _forward(layer, x, gamma, beta)
-        statistics = (jnp.asarray(inputs.mean), jnp.asarray(inputs.var)) if asked.frozen else None
-        function = _normalize(layer, statistics)
+        function = _normalize(layer, (arrays["mean"], arrays["var"]) if asked.frozen else None)
         if operation == "inference":
             return {"y": function(*point)}
-        direction = tuple(jnp.asarray(a) for a in (inputs.x_dot, inputs.gamma_dot, inputs.beta_dot))
-
-        def wide(tensor: Tensor) -> Tensor:
-            return tensor.astype(np.float64)
-
-        def inner(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> Tensor:
-            return sum((wide(u) * wide(v)).sum() for u, v in zip(a, b, strict=True))
-
-        def reverse(scalar: Function) -> Function:
-            gradient: Function = jax.grad(scalar, argnums=(0, 1, 2))
-            return gradient
+        direction = tuple(arrays.get(f"{name}_dot") for name in ("x", "gamma", "beta"))
 
         def forward(any_function: Function) -> Function:
             return lambda *p: jax.jvp(any_function, p, direction)[1]
@@ -252,7 +286,7 @@ class KerasJax(_Layer):
         def loss(total: bool) -> Function:
             def f(*p: Tensor) -> Tensor:
                 y = wide(function(*p))
-                weighted = wide(jnp.asarray(inputs.w)) * (y * y / 2 + y * y * y / 6)
+                weighted = wide(arrays["w"]) * (y * y / 2 + y * y * y / 6)
                 return weighted.sum() if total else weighted
 
             return f
@@ -260,16 +294,17 @@ class KerasJax(_Layer):
         if operation.startswith("jvp"):
             return {"y_dot": forward(function)(*point)}
         if operation.startswith("vjp"):
-            dy = jnp.asarray(inputs.dy)
-            found = reverse(lambda *p: inner((function(*p),), (dy,)))(*point)
+            found = reverse(lambda *p: inner((function(*p),), (arrays["dy"],)))(*point)
         else:
             composed = nest(
                 asked.composition, loss, reverse, forward, lambda gradient: lambda *p: inner(gradient(*p), direction)
             )
             found = composed(*point)
             if "rev" not in asked.composition:
-                return {"value": round_to(np.asarray(found), inputs.x.dtype)}
+                return {"value": found.astype(x.dtype)}
         return {f"d{name}": value for name, value in zip(("x", "gamma", "beta"), found, strict=True)}
+
+    return run
 
 
 def _version(distribution: str) -> str | None:
