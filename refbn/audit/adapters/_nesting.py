@@ -7,19 +7,19 @@ direction, and the inner product of a gradient with the direction. `nest` puts t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refbn.audit.adapters._protocol import OPERATIONS, Inputs, Operation
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Operation
 
-__all__ = ["Language", "asked_for", "nest", "script"]
+__all__ = ["Language", "asked_for", "nest", "point_of", "script"]
 
 Function = Callable[..., Any]
 """Of the point (x, gamma, beta, …): y, f or L, or their gradients as a tuple."""
 
 
-def nest(composition: str, loss: Function, reverse: Function, forward: Function, along: Function) -> Function:
+def nest(composition: str, loss: Function, reverse: Function, forward: Function, along: Function) -> Any:
     """Return a composition of derivatives as a function of the point.
 
     Parameters
@@ -35,7 +35,7 @@ def nest(composition: str, loss: Function, reverse: Function, forward: Function,
     """
     modes = composition.split("-")
     scalar = "rev" in modes  # what `composed` returns at this place of the nesting: a number, or a gradient
-    composed: Function = loss(scalar)
+    composed = loss(scalar)
     for mode in reversed(modes):
         if mode == "fwd":
             composed = forward(composed)
@@ -53,9 +53,9 @@ def point_of(asked: Operation, moves_statistics: bool) -> tuple[str, ...]:
 def asked_for(operation: str) -> tuple[str, ...]:
     """Return the names of the inputs that an operation reads, `Inputs.batches` left out."""
     asked = OPERATIONS[operation]
-    if operation in ("running", "train_eval_train"):
+    if asked in STATE:
         return ("gamma", "beta", "running_mean", "running_var")
-    names = ("x", "gamma", "beta", "mean", "var") if asked.frozen else ("x", "gamma", "beta")
+    names = point_of(asked, moves_statistics=True)
     if operation.startswith("vjp"):
         return (*names, "dy")
     if not asked.composition:
@@ -68,82 +68,78 @@ def asked_for(operation: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """How a framework writes what a script needs, beside batch norm itself.
+    """How a framework writes what a script needs.
 
     Attributes
     ----------
-    tensor : str
-        An expression for the array ``{0}`` as a tensor, channels where ``batch_norm`` wants them.
-    array : str
-        An expression for the tensor ``{0}`` as an array of the audit's shape and x's dtype.
-    loss : tuple of str
-        The body of ``f(*point)``; ``weights`` is w as a tensor.
-    total : str
-        An expression for the sum of ``{0}``.
+    wide, total : str
+        Expressions for ``{}`` in binary64, and for its sum.
     grad, jvp : tuple of str
-        Definitions of ``grad(function)`` and ``jvp(function)``; ``direction`` is a tuple of tensors.
+        The lines that define ``grad(function)`` and ``jvp(function)``, the derivative along ``direction``.
     """
 
-    tensor: str
-    array: str
-    loss: tuple[str, ...]
+    wide: str
     total: str
     grad: tuple[str, ...]
     jvp: tuple[str, ...]
 
 
-def script(operation: str, head: list[str], language: Language, point: tuple[str, ...]) -> str:
-    """Return the lines that ask for an operation that keeps no state.
+def script(
+    operation: str, language: Language, head: Sequence[str], point: tuple[str, ...], call: str = "{}(*point)"
+) -> str:
+    """Return the lines that ask for an operation without state, but for ``forward``.
 
     Parameters
     ----------
     operation : str
         Its name.
-    head : list of str
-        Imports and the definition of ``batch_norm``, a function of the point.
     language : Language
         The framework's.
+    head : sequence of str
+        The lines that define ``tensor(a)``, its inverse ``array(t)`` and ``batch_norm`` as a function of the point.
     point : tuple of str
         The names of what batch norm is a function of.
+    call : str
+        How a function ``{}`` is called at the point.
     """
     asked = OPERATIONS[operation]
-    tensor, total = language.tensor.format, language.total.format
-    lines = [*head, "", f"point = ({', '.join(tensor(name) for name in point)})"]
-    gradients = [f"d{name}" for name in point]
-    if operation == "inference":
-        return "\n".join([*lines, f'answer = {{"y": {language.array.format("batch_norm(*point)")}}}'])
     modes = asked.composition.split("-")
-    if operation.startswith("vjp"):
-        lines += [f"cotangent = {tensor('dy')}", "", *language.grad, ""]
-        inner = total("batch_norm(*point) * cotangent")
-        lines += [f"found = grad(lambda *point: {inner})(*point)"]
+    lines = [*head, "", f"point = {', '.join(f'tensor({name})' for name in point)}"]
+    if asked.composition and not operation.startswith("vjp") and asked.composition != "rev":
+        lines.append(f"direction = {', '.join(f'tensor({name}_dot)' for name in point)}")
+    for mode, definition in (("rev", language.grad), ("fwd", language.jvp)):
+        if mode in modes:
+            lines += ["", "", *definition]
+
+    def product(a: str, b: str) -> str:
+        return language.total.format(f"{language.wide.format(a)} * {language.wide.format(b)}")
+
+    if operation == "inference":
+        expression = "batch_norm"
+    elif operation.startswith("vjp"):
+        lines += ["", "", "def loss(*p):", f"    return {product('batch_norm(*p)', 'tensor(dy)')}"]
+        expression = "grad(loss)"
     elif operation.startswith("jvp"):
-        lines += [f"direction = ({', '.join(tensor(f'{name}_dot') for name in point)})", "", *language.jvp, ""]
-        return "\n".join([*lines, f'answer = {{"y_dot": {language.array.format("jvp(batch_norm)(*point)")}}}'])
+        expression = "jvp(batch_norm)"
     else:
-        lines += [f"weights = {tensor('w')}"]
-        if len(modes) > 1 or "fwd" in modes:
-            lines += [f"direction = ({', '.join(tensor(f'{name}_dot') for name in point)})"]
-        lines += ["", "", "def f(*point):", *(f"    {line}" for line in language.loss), ""]
-        lines += [*(["", *language.grad, ""] if "rev" in modes else []), *(["", *language.jvp, ""] if "fwd" in modes else [])]
-        if modes.count("rev") > 1 or asked.composition == "rev-fwd":
-            pass
+        if modes.count("rev") > 1:
+            inner = product("g", "d")
+            lines += ["", "", "def along(gradient):", "    def value(*p):"]
+            lines += [f"        return sum({inner} for g, d in zip(gradient(*p), direction))", "", "    return value"]
+        f = f"{language.wide.format('tensor(w)')} * (y * y / 2 + y * y * y / 6)"
+        lines += ["", "", "def loss(*p):", f"    y = {language.wide.format('batch_norm(*p)')}"]
+        lines += [f"    return {language.total.format(f) if 'rev' in modes else f}"]
         expression = nest(
             asked.composition,
-            lambda scalar: f"lambda *point: {total('f(*point)')}" if scalar else "f",
+            lambda _: "loss",
             lambda function: f"grad({function})",
             lambda function: f"jvp({function})",
             lambda gradient: f"along({gradient})",
         )
-        if "along(" in expression:
-            lines += [
-                "",
-                "def along(gradient):",
-                f"    return lambda *point: sum({total('g * d')} for g, d in zip(gradient(*point), direction))",
-                "",
-            ]
-        lines += ["", f"found = {expression}(*point)"]
-        if "rev" not in modes:
-            return "\n".join([*lines, f'answer = {{"value": {language.array.format("found")}}}'])
-    lines += [f"answer = {{name: {language.array.format('g')} for name, g in zip({gradients}, found)}}"]
+    lines += ["", "", f"found = {call.format(expression)}"]
+    if "rev" in modes:
+        names = ", ".join(f'"d{name}"' for name in point)
+        lines.append(f"answer = {{name: array(g) for name, g in zip([{names}], found)}}")
+    else:
+        lines.append(f'answer = {{"{asked.outputs[0]}": array(found)}}')
     return "\n".join(lines)

@@ -3,7 +3,8 @@
 Keras reads the backend from the variable ``KERAS_BACKEND`` when it is imported, once for a process; see
 `Adapter.environment`. The layer's ``stateless_call`` is batch norm as a function of x, gamma, beta and the moving
 statistics, which is what every backend's derivatives need. Derivatives are the backend's own: PyTorch's as in
-`refbn.audit.adapters.torch`, TensorFlow's as in `refbn.audit.adapters.tensorflow`, ``jax.grad`` and ``jax.jvp`` (compiled as a whole, as Keras trains on JAX); NumPy has none. Moving statistics are no trainable variables and so constants.
+`refbn.audit.adapters.torch`, TensorFlow's as in `refbn.audit.adapters.tensorflow`, ``jax.grad`` and ``jax.jvp``
+(compiled as a whole, as Keras trains on JAX); NumPy has none. Moving statistics are not trainable and so constants.
 
 Data in a half format with binary32 parameters are the policies ``mixed_float16`` and ``mixed_bfloat16``; there are no
 others.
@@ -18,9 +19,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refbn._formats import FORMATS
-from refbn.audit.adapters._nesting import asked_for, nest
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
-from refbn.audit.adapters.tensorflow import TensorFlow
+from refbn.audit.adapters._nesting import Language, asked_for, nest, point_of, script
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters.tensorflow import LANGUAGE, TensorFlow
 from refbn.audit.adapters.torch import Torch
 from refbn.dialects import DIALECTS
 
@@ -33,9 +34,11 @@ Function = Callable[..., Any]
 class _Layer:
     """What the adapters share: the layer, and the operations that need no derivative."""
 
+    name: str
     dialect = DIALECTS["keras"]
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = False
+    operations = frozenset(OPERATIONS)
     backend: ClassVar[str]
     distributions: ClassVar[tuple[str, ...]]
     """Under which names the backend may be installed."""
@@ -49,6 +52,50 @@ class _Layer:
         keras = _version("keras")
         found = next((v for name in self.distributions if (v := _version(name)) is not None), None)
         return None if keras is None or found is None else f"{keras} on {self.backend} {found}"
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        if operation not in self.operations:
+            raise Unsupported(f"{self.name}: no {operation}")
+        asked = OPERATIONS[operation]
+        data, momentum = (inputs.batches[0], "momentum") if asked in STATE else (inputs.x, "0.0")
+        policy = _policy(data.dtype.name, inputs.gamma.dtype.name)
+        shape = "batches[0].shape" if asked in STATE else "x.shape"
+        head = [
+            "import os",
+            "",
+            f'os.environ["KERAS_BACKEND"] = "{self.backend}"',
+            "import keras",
+            *_IMPORTS[self.backend],
+            "",
+            f'layer = keras.layers.BatchNormalization(axis=1, momentum={momentum}, epsilon=eps, dtype="{policy}")',
+            f"layer.build({shape})",
+        ]
+        if asked in STATE:
+            return "\n".join([*head, *_stateful_written(operation)])
+        head += ["", "", "def tensor(a):", "    return keras.ops.convert_to_tensor(a, dtype=a.dtype.name)"]
+        head += ["", "", "def array(t):", "    return np.asarray(keras.ops.convert_to_numpy(t))", ""]
+        if asked.frozen:
+            head += ["", "moving = [tensor(mean), tensor(var)]"]
+        else:
+            head += ["", "moving = [v.value for v in layer.non_trainable_variables]"]
+        if operation == "forward":
+            return "\n".join(
+                [
+                    *head,
+                    "point = tensor(x), tensor(gamma), tensor(beta)",
+                    "y, (mean, var) = layer.stateless_call(point[1:], moving, point[0], training=True)",
+                    'answer = {"y": array(y), "mean": array(mean), "var": array(var)}',
+                ]
+            )
+        head += ["", "", "def batch_norm(x, gamma, beta):"]
+        head += [f"    return layer.stateless_call([gamma, beta], moving, x, training={not asked.frozen})[0]", ""]
+        call = "{}(*point)"
+        if self.backend == "jax":
+            call = "jax.jit({})(*point)"
+        elif self.backend == "tensorflow" and "fwd-fwd" in asked.composition:
+            call = "tf.function({}, autograph=False)(*point)"
+        return script(operation, _LANGUAGES[self.backend], head, point_of(asked, False), call)
 
     def layer_for(self, inputs: Inputs) -> Any:
         """Return the layer for the inputs' x and gamma."""
@@ -72,13 +119,11 @@ class _Layer:
             raise Unsupported(
                 f"Keras runs on {keras.backend.backend()} in this process: set KERAS_BACKEND={self.backend} before"
             )
-        layer = keras.layers.BatchNormalization(
-            axis=1, momentum=momentum, epsilon=eps, dtype=_policy(dtype, param)
-        )
+        layer = keras.layers.BatchNormalization(axis=1, momentum=momentum, epsilon=eps, dtype=_policy(dtype, param))
         layer.build(shape)
         return layer
 
-    def stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+    def trained(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Train and evaluate the layer itself."""
         import keras
 
@@ -96,6 +141,53 @@ class _Layer:
             return {"running_mean": mean, "running_var": variance}
         second = inputs.batches[1]
         return {"y_train": call(first, True), "y_eval": call(second, False), "y_again": call(first, True)}
+
+
+def _stateful_written(operation: str) -> list[str]:
+    lines = ["layer.set_weights([gamma, beta, running_mean, running_var])", "", "", "def call(batch, training):"]
+    lines += ["    return np.asarray(keras.ops.convert_to_numpy(layer(batch, training=training)))", "", ""]
+    if operation == "running":
+        lines += ["for batch in batches:", "    call(batch, True)"]
+        lines += ["mean, var = (keras.ops.convert_to_numpy(v) for v in (layer.moving_mean, layer.moving_variance))"]
+        return [*lines, 'answer = {"running_mean": mean, "running_var": var}']
+    lines += ['answer = {"y_train": call(batches[0], True), "y_eval": call(batches[1], False)}']
+    return [*lines, 'answer["y_again"] = call(batches[0], True)']
+
+
+_IMPORTS = {
+    "numpy": [],
+    "torch": ["import torch"],
+    "tensorflow": ["import tensorflow as tf"],
+    "jax": ["import jax", "", 'jax.config.update("jax_enable_x64", True)'],
+}
+_LANGUAGES = {
+    "torch": Language(
+        wide="{}.double()",
+        total="({}).sum()",
+        grad=(
+            "def grad(function):",
+            "    return torch.func.grad(function, argnums=(0, 1, 2))",
+        ),
+        jvp=(
+            "def jvp(function):",
+            "    return lambda *p: torch.func.jvp(function, p, direction)[1]",
+        ),
+    ),
+    "jax": Language(
+        wide='{}.astype("float64")',
+        total="({}).sum()",
+        grad=(
+            "def grad(function):",
+            "    return jax.grad(function, argnums=(0, 1, 2))",
+        ),
+        jvp=(
+            "def jvp(function):",
+            "    return lambda *p: jax.jvp(function, p, direction)[1]",
+        ),
+    ),
+    "tensorflow": LANGUAGE,
+    "numpy": Language("{}", "{}.sum()", (), ()),  # it has no derivatives to write
+}
 
 
 def _normalize(layer: Any, statistics: tuple[Tensor, Tensor] | None) -> Function:
@@ -128,16 +220,12 @@ class KerasNumPy(_Layer):
         """Refuse: NumPy runs on the calling thread."""
         raise Unsupported(f"NumPy runs on the calling thread, not on {count}")
 
-    def reproduction(self, operation: str, inputs: Inputs) -> str:
-        """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
-
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
         if operation not in self.operations:
             raise Unsupported("Keras on NumPy has no derivatives")
-        if operation in ("running", "train_eval_train"):
-            return self.stateful(operation, inputs)
+        if OPERATIONS[operation] in STATE:
+            return self.trained(operation, inputs)
         layer = self.layer_for(inputs)
         point = inputs.x, inputs.gamma, inputs.beta
         if operation == "forward":
@@ -169,7 +257,7 @@ class KerasTorch(_Layer, Torch):
         return {name: _array(tensor) for name, tensor in _forward(layer, *point).items()}
 
     def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
-        return self.stateful(operation, inputs)
+        return self.trained(operation, inputs)
 
 
 class KerasTensorFlow(_Layer, TensorFlow):
@@ -182,10 +270,14 @@ class KerasTensorFlow(_Layer, TensorFlow):
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
-        if operation in ("running", "train_eval_train"):
-            return self.stateful(operation, inputs)
+        if OPERATIONS[operation] in STATE:
+            return self.trained(operation, inputs)
         self.layer_for(inputs)  # here, as a graph must not make variables
         return super().run(operation, inputs)
+
+    def check(self, inputs: Inputs) -> None:
+        """Refuse mixtures for which there is no policy."""
+        _policy(inputs.x.dtype.name, inputs.gamma.dtype.name)
 
     def batch_norm(self, tensors: Mapping[str, Tensor], eps: float, frozen: bool) -> Function:
         """Return batch norm as a function of the point."""
@@ -217,7 +309,6 @@ class KerasJax(_Layer):
     backend = "jax"
     distributions = ("jax",)
     environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "jax"}
-    operations = frozenset(OPERATIONS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,17 +318,13 @@ class KerasJax(_Layer):
         """Refuse: XLA fixes its threads when it starts."""
         raise Unsupported(f"JAX cannot change to {count} threads once it runs")
 
-    def reproduction(self, operation: str, inputs: Inputs) -> str:
-        """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
-
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
         import jax
 
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-            if operation in ("running", "train_eval_train"):
-                return self.stateful(operation, inputs)
+            if OPERATIONS[operation] in STATE:
+                return self.trained(operation, inputs)
             return {name: np.asarray(value) for name, value in self._run(operation, inputs).items()}
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:

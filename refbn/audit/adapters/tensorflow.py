@@ -8,8 +8,10 @@ registers for it; frozen statistics are constants to them. It knows no binary64 
 every format. Data in a half format with binary32 parameters are cast to binary32 for the moments alone, as the
 casts in ``tf.nn.batch_normalization`` intend. It keeps no running statistics.
 
-Compositions are nested literally, `tf.GradientTape` for reverse and `tf.autodiff.ForwardAccumulator` for forward mode,
-eagerly or, under XLA, compiled as a whole. The loss runs in binary64 on y as batch norm rounded it.
+Compositions are nested literally, `tf.GradientTape` for reverse and `tf.autodiff.ForwardAccumulator` for forward mode.
+They run eagerly, but for nested forward mode, which ``tf.function`` makes a graph: eagerly, nested accumulators of
+TensorFlow 2.21 get the second derivative of y·y·y wrong for any computed y, which would hide what batch norm does.
+Under XLA every operation is compiled as a whole. The loss runs in binary64 on y as batch norm rounded it.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refbn._formats import FORMATS
-from refbn.audit.adapters._nesting import asked_for, nest, point_of
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters._nesting import Language, asked_for, nest, point_of, script
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Operation, Unsupported
 from refbn.dialects import DIALECTS
 
-__all__ = ["TensorFlow", "TensorFlowNN", "TensorFlowXLA"]
+__all__ = ["LANGUAGE", "TensorFlow", "TensorFlowNN", "TensorFlowXLA"]
 
 Tensor = Any
 Tensors = dict[str, Any]
@@ -48,9 +50,10 @@ class TensorFlow:
     dtypes = frozenset({"float16", "bfloat16", "float32"})
     differentiates_statistics = False
     environment: ClassVar[Mapping[str, str]] = {}
+    jit_compile: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._compiled: dict[tuple[str, float, float | None], Program] = {}
+        self._graphs: dict[tuple[str, float, float | None], Program] = {}
 
     def version(self) -> str | None:
         """Return the installed version, or None; TensorFlow is not imported for this."""
@@ -67,37 +70,138 @@ class TensorFlow:
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
         """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
+        if operation not in self.operations:
+            raise Unsupported(f"{self.name}: no {operation}")
+        self.check(inputs)
+        asked = OPERATIONS[operation]
+        shape = inputs.batches[0].shape if asked in STATE else inputs.x.shape
+        last = f"({', '.join(map(str, (shape[0], *shape[2:], shape[1])))})"
+        head = [
+            "import tensorflow as tf",
+            "",
+            "",
+            "def tensor(a):",
+            f"    return tf.constant({self.last_written('a', len(shape))} if a.ndim > 1 else a)",
+            "",
+            "",
+            "def array(t):",
+            f"    return np.moveaxis(t.numpy().reshape({last}), -1, 1) if t.ndim > 1 else t.numpy()",
+            "",
+            "",
+            *self.written(asked, inputs),
+        ]
+        if asked in STATE:
+            return "\n".join([*head, *self.stateful_written(operation, inputs)])
+        if operation == "forward":
+            return "\n".join([*head, *self.forward_written()])
+        call = "{}(*point)"
+        if self.jit_compile:
+            call = "tf.function({}, jit_compile=True, autograph=False)(*point)"
+        elif "fwd-fwd" in asked.composition:
+            call = "tf.function({}, autograph=False)(*point)"
+        return script(operation, LANGUAGE, head, point_of(asked, self.differentiates_statistics), call)
+
+    def last_written(self, name: str, rank: int) -> str:
+        """Write an array with the channels last, in four axes at least."""
+        return f"np.moveaxis({name}, 1, -1){'[:, None, None]' if rank == 2 else '[:, None]' if rank == 3 else ''}"
+
+    def written(self, asked: Operation, inputs: Inputs) -> list[str]:
+        """Write the function under audit."""
+        shape = inputs.batches[0].shape if asked in STATE else inputs.x.shape
+        layout = ', data_format="NDHWC"' if len(shape) == 5 else ""
+        call = f"scale=gamma, offset=beta, epsilon=eps{layout}"
+        if asked in STATE:
+            return [
+                "def fused(x, **options):",
+                "    scale, offset = tensor(gamma), tensor(beta)",
+                "    return tf.raw_ops.FusedBatchNormV3(",
+                f"        x=tensor(x), scale=scale, offset=offset, epsilon=eps{layout}, **options",
+                "    )",
+                "",
+                "",
+            ]
+        statistics = "mean=tensor(mean), variance=tensor(var)" if asked.frozen else "mean=[], variance=[]"
+        return [
+            "def fused(x, gamma, beta):",
+            "    return tf.raw_ops.FusedBatchNormV3(",
+            f"        x=x, {call}, {statistics}, is_training={not asked.frozen}",
+            "    )",
+            "",
+            "",
+            "def batch_norm(x, gamma, beta):",
+            "    return fused(x, gamma, beta).y",
+            "",
+        ]
+
+    def forward_written(self) -> list[str]:
+        """Write the question for y and the batch statistics."""
+        called = "tf.function(fused, jit_compile=True, autograph=False)" if self.jit_compile else "fused"
+        return [
+            "",
+            f"found = {called}(tensor(x), tensor(gamma), tensor(beta))",
+            'answer = {"y": array(found.y), "mean": array(found.batch_mean), "var": array(found.batch_variance)}',
+        ]
+
+    def stateful_written(self, operation: str, inputs: Inputs) -> list[str]:
+        """Write the training of one batch after another."""
+        old = "mean=[], variance=[]" if inputs.momentum == 1.0 else "mean=mean, variance=variance"
+        head = [
+            "mean, variance = tensor(running_mean), tensor(running_var)",
+            "",
+            "",
+            "def train(x):",
+            f"    return fused(x, {old}, exponential_avg_factor=momentum, is_training=True)",
+            "",
+            "",
+        ]
+        if operation == "running":
+            return [
+                *head,
+                "for batch in batches:",
+                "    found = train(batch)",
+                "    mean, variance = found.batch_mean, found.batch_variance",
+                'answer = {"running_mean": array(mean), "running_var": array(variance)}',
+            ]
+        return [
+            *head,
+            "found = train(batches[0])",
+            'answer = {"y_train": array(found.y)}',
+            "mean, variance = found.batch_mean, found.batch_variance",
+            'answer["y_eval"] = array(fused(batches[1], mean=mean, variance=variance, is_training=False).y)',
+            'answer["y_again"] = array(train(batches[0]).y)',
+        ]
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
         with _manners():
+            self.check(inputs)
             tensors: Tensors = {name: self.tensor(getattr(inputs, name)) for name in asked_for(operation)}
-            if operation in ("running", "train_eval_train"):
+            if OPERATIONS[operation] in STATE:
                 tensors["batches"] = [self.tensor(batch) for batch in inputs.batches]
             answer = self.evaluate(operation, inputs, tensors)
             shape = inputs.batches[0].shape if operation == "train_eval_train" else inputs.x.shape
             return {name: self.array(tensor, shape) for name, tensor in answer.items()}
 
+    def check(self, inputs: Inputs) -> None:
+        """Refuse what the op's documented types leave out."""
+        if inputs.gamma.dtype.name not in ("bfloat16", "float32"):
+            raise Unsupported(f"FusedBatchNormV3: scale is bfloat16 or float32, not {inputs.gamma.dtype.name}")
+
     def evaluate(self, operation: str, inputs: Inputs, tensors: Tensors) -> Tensors:
-        """Run an operation on tensors: nested forward mode as a graph, all else eagerly."""
-        program = self.program(operation, inputs.eps, inputs.momentum)
-        if "fwd-fwd" in OPERATIONS[operation].composition:
-            program = self.compiled(operation, inputs.eps, inputs.momentum, jit_compile=False)
-        return program(tensors)
+        """Run an operation on tensors: under XLA or in nested forward mode as a graph, all else eagerly.
 
-    def compiled(self, operation: str, eps: float, momentum: float | None, jit_compile: bool) -> Program:
-        """Return a program as a `tf.function`, which keeps a graph for each set of shapes and formats.
-
-        Every array is an argument, so that no constants are folded.
+        A graph takes every array as an argument, so that none is folded as a constant, and is kept for each set of
+        shapes and formats.
         """
+        program = self.program(operation, inputs.eps, inputs.momentum)
+        if not self.jit_compile and "fwd-fwd" not in OPERATIONS[operation].composition:
+            return program(tensors)
         import tensorflow as tf
 
-        key = operation, eps, momentum
-        if key not in self._compiled:
-            program = self.program(operation, eps, momentum)
-            self._compiled[key] = tf.function(program, jit_compile=jit_compile, autograph=False)
-        return self._compiled[key]
+        key = operation, inputs.eps, inputs.momentum
+        if key not in self._graphs:
+            self._graphs[key] = tf.function(program, jit_compile=self.jit_compile, autograph=False)
+        return self._graphs[key](tensors)
 
     # ---- the function under audit -----------------------------------------------------------------------------
 
@@ -222,10 +326,7 @@ class TensorFlowXLA(TensorFlow):
     """The fused op under ``tf.function(jit_compile=True)``: XLA's own batch norm, compiled for each shape."""
 
     name = "tensorflow-xla"
-
-    def evaluate(self, operation: str, inputs: Inputs, tensors: Tensors) -> Tensors:
-        """Compile the whole operation and run it."""
-        return self.compiled(operation, inputs.eps, inputs.momentum, jit_compile=True)(tensors)
+    jit_compile = True
 
 
 class TensorFlowNN(TensorFlow):
@@ -236,6 +337,12 @@ class TensorFlowNN(TensorFlow):
     operations = frozenset(OPERATIONS) - {op.name for op in STATE}
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+
+    def check(self, inputs: Inputs) -> None:
+        """Refuse mixtures: no op here promotes, and ``tf.nn.batch_normalization`` casts to x's dtype alone."""
+        data, params = inputs.x.dtype.name, inputs.gamma.dtype.name
+        if data != params and (data not in ("float16", "bfloat16") or params != "float32"):
+            raise Unsupported(f"tf.nn: {data} data with {params} parameters")
 
     def batch_norm(self, tensors: Tensors, eps: float, frozen: bool) -> Function:
         """Return batch norm as a function of the point, with the moments of x or those given."""
@@ -251,8 +358,6 @@ class TensorFlowNN(TensorFlow):
         """Return mean and variance of each channel in the parameters' format."""
         import tensorflow as tf
 
-        if x.dtype != gamma.dtype and (x.dtype.size > 2 or gamma.dtype != tf.float32):
-            raise Unsupported(f"tf.nn.batch_normalization: {x.dtype.name} data with {gamma.dtype.name} parameters")
         moments: Tensors = tf.nn.moments(tf.cast(x, gamma.dtype), axes=list(range(x.shape.rank - 1)))
         return moments
 
@@ -262,11 +367,56 @@ class TensorFlowNN(TensorFlow):
         mean, variance = self.moments(tensors["x"], tensors["gamma"])
         return {"y": y, "mean": mean, "var": variance}
 
+    def last_written(self, name: str, rank: int) -> str:
+        """Write an array with the channels last."""
+        return f"np.moveaxis({name}, 1, -1)"
+
+    def written(self, asked: Operation, inputs: Inputs) -> list[str]:
+        """Write the function under audit."""
+        cast = "x" if inputs.x.dtype == inputs.gamma.dtype else "tf.cast(x, gamma.dtype)"
+        moments = f"tf.nn.moments({cast}, axes={list(range(inputs.x.ndim - 1))})"
+        given = ", mean, var" if asked.frozen else ""
+        return [
+            f"def batch_norm(x, gamma, beta{given}):",
+            *([] if asked.frozen else [f"    mean, var = {moments}"]),
+            "    return tf.nn.batch_normalization(x, mean, var, beta, gamma, eps)",
+            "",
+        ]
+
+    def forward_written(self) -> list[str]:
+        """Write the question for y and the moments; ``batch_norm`` has told no moments."""
+        return ["", "point = tensor(x), tensor(gamma), tensor(beta)", 'answer = {"y": array(batch_norm(*point))}']
+
     def tensor(self, array: Array) -> Tensor:
         """Return an array as a tensor with the channels last."""
         import tensorflow as tf
 
         return tf.constant(np.moveaxis(array, 1, -1) if array.ndim > 1 else array)
+
+
+LANGUAGE = Language(
+    wide="tf.cast({}, tf.float64)",
+    total="tf.reduce_sum({})",
+    grad=(
+        "def grad(function):",
+        "    def gradient(*p):",
+        "        with tf.GradientTape() as tape:",
+        "            tape.watch(p)",
+        "            value = function(*p)",
+        '        return tape.gradient(value, p, unconnected_gradients="zero")',
+        "",
+        "    return gradient",
+    ),
+    jvp=(
+        "def jvp(function):",
+        "    def derivative(*p):",
+        "        with tf.autodiff.ForwardAccumulator(p, direction) as accumulator:",
+        "            value = function(*p)",
+        '        return accumulator.jvp(value, unconnected_gradients="zero")',
+        "",
+        "    return derivative",
+    ),
+)
 
 
 # ---- nesting --------------------------------------------------------------------------------------------------------
@@ -337,7 +487,12 @@ def _manners() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when TensorFlow is imported
     import tensorflow as tf
 
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # it warns of every graph that is made for another shape
     try:
         yield
     except tf.errors.NotFoundError as error:
         raise Unsupported(f"TensorFlow: {error.message}") from error
+    finally:
+        logger.setLevel(level)
