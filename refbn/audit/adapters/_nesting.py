@@ -125,7 +125,8 @@ def script(
         if modes.count("rev") > 1:
             inner = product("g", "d")
             lines += ["", "", "def along(gradient):", "    def value(*p):"]
-            lines += [f"        return sum({inner} for g, d in zip(gradient(*p), direction))", "", "    return value"]
+            lines += ["        pairs = zip(gradient(*p), direction)"]
+            lines += [f"        return sum({inner} for g, d in pairs)", "", "    return value"]
         f = f"{language.wide.format('tensor(w)')} * (y * y / 2 + y * y * y / 6)"
         lines += ["", "", "def loss(*p):", f"    y = {language.wide.format('batch_norm(*p)')}"]
         lines += [f"    return {language.total.format(f) if 'rev' in modes else f}"]
