@@ -150,9 +150,8 @@ def _stateful_written(operation: str) -> list[str]:
     lines += ["    return np.asarray(keras.ops.convert_to_numpy(layer(batch, training=training)))", "", ""]
     if operation == "running":
         lines += ["for batch in batches:", "    call(batch, True)"]
-        lines += [
-            "mean, var = (keras.ops.convert_to_numpy(v) for v in (layer.moving_mean.value, layer.moving_variance.value))"
-        ]
+        lines += ["moving = layer.moving_mean.value, layer.moving_variance.value"]
+        lines += ["mean, var = (keras.ops.convert_to_numpy(value) for value in moving)"]
         return [*lines, 'answer = {"running_mean": mean, "running_var": var}']
     lines += ['answer = {"y_train": call(batches[0], True), "y_eval": call(batches[1], False)}']
     return [*lines, 'answer["y_again"] = call(batches[0], True)']
