@@ -137,9 +137,8 @@ class _Layer:
         if operation == "running":
             for batch in inputs.batches:
                 call(batch, True)
-            mean, variance = (
-                keras.ops.convert_to_numpy(v) for v in (layer.moving_mean.value, layer.moving_variance.value)
-            )
+            moving = (keras.ops.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance))
+            mean, variance = (np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in moving)
             return {"running_mean": mean, "running_var": variance}
         second = inputs.batches[1]
         return {"y_train": call(first, True), "y_eval": call(second, False), "y_again": call(first, True)}
@@ -150,8 +149,8 @@ def _stateful_written(operation: str) -> list[str]:
     lines += ["    return np.asarray(keras.ops.convert_to_numpy(layer(batch, training=training)))", "", ""]
     if operation == "running":
         lines += ["for batch in batches:", "    call(batch, True)"]
-        lines += ["moving = layer.moving_mean.value, layer.moving_variance.value"]
-        lines += ["mean, var = (keras.ops.convert_to_numpy(value) for value in moving)"]
+        lines += ["moving = (keras.ops.convert_to_tensor(v) for v in (layer.moving_mean, layer.moving_variance))"]
+        lines += ["mean, var = (np.asarray(keras.ops.convert_to_numpy(t)) for t in moving)"]
         return [*lines, 'answer = {"running_mean": mean, "running_var": var}']
     lines += ['answer = {"y_train": call(batches[0], True), "y_eval": call(batches[1], False)}']
     return [*lines, 'answer["y_again"] = call(batches[0], True)']
