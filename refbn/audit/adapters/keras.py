@@ -12,6 +12,7 @@ others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, ClassVar
@@ -125,6 +126,11 @@ class _Layer:
 
     def trained(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Train and evaluate the layer itself."""
+        with warnings.catch_warnings():  # of how Keras turns variables into arrays, which is not about the result
+            warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
+            return self._trained(operation, inputs)
+
+    def _trained(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         import keras
 
         first = inputs.batches[0]
