@@ -28,6 +28,8 @@ HOMES = {
     "numba": ("backends/numba.py", "backends/_numba_kernels.py"),
     "ml_dtypes": ("_formats.py",),
     "torch": ("audit/adapters/torch.py",),
+    "tensorflow": ("audit/adapters/tensorflow.py", "audit/adapters/keras.py"),
+    "keras": ("audit/adapters/keras.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
     "jinja2": ("audit/report/page.py",),

@@ -265,7 +265,7 @@ def test_the_other_running_variance_has_a_name():
     got = right(truth.expect(parse(text), other)["running_var"])
     assert explained(text, "running_var", got)[0] == "running_var with m: keras, flax, onnx, paddle dialects"
     back = right(truth.expect(parse(text), CONVENTIONS)["running_var"])
-    assert explained(text, "running_var", back, other)[0] == "running_var with m − 1: torch dialect"
+    assert explained(text, "running_var", back, other)[0] == "running_var with m − 1: torch, tensorflow dialects"
 
 
 def test_the_other_sense_of_momentum_has_a_name():
@@ -287,7 +287,7 @@ def test_attributes_stored_as_binary32_have_a_name():
     got = right(truth.expect(parse(text), dataclasses.replace(CONVENTIONS, narrow_attributes=True))["y"])
     of = expected(text, "y")
     assert compare(got, of).verdict == "lossy"
-    assert explained(text, "y", got) == ["y with attributes stored as binary32: onnx, paddle dialects"]
+    assert explained(text, "y", got) == ["y with attributes stored as binary32: tensorflow, onnx, paddle dialects"]
 
 
 def test_formats_are_known_by_dtype():

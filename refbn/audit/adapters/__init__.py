@@ -16,6 +16,13 @@ __all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "is_ours", "load", "names"]
 
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("refbn.audit.adapters.torch:Torch", ()),
+    "tensorflow": ("refbn.audit.adapters.tensorflow:TensorFlow", ()),
+    "tensorflow-nn": ("refbn.audit.adapters.tensorflow:TensorFlowNN", ()),
+    "tensorflow-xla": ("refbn.audit.adapters.tensorflow:TensorFlowXLA", ()),
+    "keras-torch": ("refbn.audit.adapters.keras:KerasTorch", ()),
+    "keras-jax": ("refbn.audit.adapters.keras:KerasJax", ()),
+    "keras-numpy": ("refbn.audit.adapters.keras:KerasNumPy", ()),
+    "keras-tensorflow": ("refbn.audit.adapters.keras:KerasTensorFlow", ()),
     "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
