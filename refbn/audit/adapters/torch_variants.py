@@ -1,0 +1,185 @@
+"""PyTorch's batch norm by other ways than ``torch.nn.functional.batch_norm`` and `torch.autograd.grad`.
+
+Each class changes one thing of `refbn.audit.adapters.torch.Torch` and leaves the rest. What all of them get wrong lies
+in the operator's own formulas; what one of them does belongs to its way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.adapters.torch import Function, Tensor, Tensors, Torch, _array, _tensor
+
+__all__ = ["TorchChannelsLast", "TorchCompile", "TorchDecomposition", "TorchFunc", "TorchModule", "TorchNative"]
+
+
+class TorchNative(Torch):
+    """The operator underneath, `torch.native_batch_norm`, which checks nothing and returns its statistics."""
+
+    name = "torch-native"
+    may_crash = True
+    """Whether a fault of the operator ends the process, since it is compiled code."""
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        if self.may_crash and inputs.x.size == 0 and OPERATIONS[operation].composition and (ending := _dies()):
+            raise RuntimeError(f"the derivative of torch.native_batch_norm of nothing ends the process with {ending}")
+        return super().run(operation, inputs)
+
+    def operator(self) -> Function:
+        """Return the operator, of (x, gamma, beta, mean, var, training, momentum, eps): y, mean and invstd."""
+        import torch
+
+        function: Function = torch.native_batch_norm
+        return function
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return the operator's first output as a function of (x, gamma, beta)."""
+        operator, statistics = self.operator(), (None, None)
+        if frozen:
+            statistics = _tensor(inputs.mean), _tensor(inputs.var)
+        return lambda *point: operator(*point, *statistics, not frozen, 0.0, inputs.eps)[0]
+
+    def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
+        if frozen:
+            return {"y": _array(function(*point))}
+        y, mean, invstd = self.operator()(*point, None, None, True, 0.0, inputs.eps)
+        return {"y": _array(y), "mean": _array(mean), "invstd": _array(invstd)}
+
+    def _stateful(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        if inputs.momentum is None:
+            raise Unsupported("torch.native_batch_norm has no cumulative average")
+        gamma, beta = _tensor(inputs.gamma), _tensor(inputs.beta)
+        mean, var = _tensor(inputs.running_mean).clone(), _tensor(inputs.running_var).clone()
+
+        def call(batch: Array, training: bool) -> Array:
+            operator = self.operator()
+            return _array(operator(_tensor(batch), gamma, beta, mean, var, training, inputs.momentum, inputs.eps)[0])
+
+        if operation == "running":
+            for batch in inputs.batches:
+                call(batch, True)
+            return {"running_mean": _array(mean), "running_var": _array(var)}
+        first, second = inputs.batches[:2]
+        return {"y_train": call(first, True), "y_eval": call(second, False), "y_again": call(first, True)}
+
+
+@cache
+def _dies() -> str:
+    """Try in another process whether this one would survive an empty tensor; return the signal that ends it, if any."""
+    code = (
+        "import torch; x, c = torch.zeros(0, 1, requires_grad=True), torch.ones(1); "
+        "torch.native_batch_norm(x, c, c, c, c, False, 0.0, 1e-5)[0].sum().backward()"
+    )
+    status = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode
+    return signal.Signals(-status).name if status < 0 else ""
+
+
+class TorchDecomposition(TorchNative):
+    """That operator's decomposition into elementary ones, which `torch.compile` works with, run eagerly."""
+
+    name = "torch-decomposition"
+    may_crash = False
+
+    def operator(self) -> Function:
+        """Return the decomposition."""
+        import torch
+        from torch._decomp import get_decompositions
+
+        target = torch.ops.aten.native_batch_norm.default
+        function: Function = get_decompositions([target])[target]
+        return function
+
+
+class TorchModule(Torch):
+    """The modules `torch.nn.BatchNorm1d`, 2d and 3d, called through `torch.func.functional_call`."""
+
+    name = "torch-module"
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return the module as a function of its parameters; in training it has no running statistics."""
+        import torch
+
+        given = dataclasses.replace(inputs, batches=(), running_mean=inputs.mean, running_var=inputs.var)
+        module = self._module(given).train(not frozen)
+        if not frozen:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+
+        def normalize(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+            return torch.func.functional_call(module, {"weight": gamma, "bias": beta}, (x,))
+
+        return normalize
+
+
+class TorchChannelsLast(Torch):
+    """Data in the memory format ``channels_last``, which has kernels of its own; with fewer axes, ones are added."""
+
+    name = "torch-channels-last"
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return batch norm of channels-last data."""
+        function = super().batch_norm(inputs, frozen)
+        return lambda x, gamma, beta: function(_channels_last(x), gamma, beta).reshape(x.shape)
+
+    def _module(self, inputs: Inputs) -> Any:
+        batch = inputs.batches[0]
+        added = (1,) * (4 - batch.ndim)
+        module = super()._module(dataclasses.replace(inputs, batches=(batch.reshape(*batch.shape, *added),)))
+        module.register_forward_pre_hook(lambda _, given: _channels_last(given[0]))
+        module.register_forward_hook(lambda _, __, y: y.reshape(y.shape[: batch.ndim]))
+        return module
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    import torch
+
+    if x.ndim > 5:
+        raise Unsupported(f"torch has no channels-last memory format for {x.ndim} axes")
+    x = x.reshape(*x.shape, *(1,) * (4 - x.ndim))
+    return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
+
+
+class TorchFunc(Torch):
+    """Every gradient by `torch.func.grad`."""
+
+    name = "torch-func"
+    functional = True
+
+
+class TorchCompile(TorchFunc):
+    """`torch.compile` of each finished composition.
+
+    Parameters
+    ----------
+    backend : str, optional
+        As for `torch.compile`.
+    """
+
+    name = "torch-compile"
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+
+    def evaluate(self, function: Function, point: Tensors) -> Any:
+        """Compile, then call."""
+        import torch
+
+        # Dynamo would take the closures of all cases for one function, and stop compiling after eight of them.
+        torch._dynamo.reset()
+        return torch.compile(function, backend=self.backend, fullgraph=True, dynamic=True)(*point)
+
+    def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
+        return {"y": _array(self.evaluate(function, point))}
+
+    def _module(self, inputs: Inputs) -> Any:
+        import torch
+
+        torch._dynamo.reset()
+        return torch.compile(super()._module(inputs), backend=self.backend, fullgraph=True, dynamic=True)
