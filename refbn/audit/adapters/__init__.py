@@ -30,6 +30,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx-reference-opset7": ("refbn.audit.adapters.onnx:OnnxReference", ("7",)),
     "onnx-reference-opset9": ("refbn.audit.adapters.onnx:OnnxReference", ("9",)),
     "onnx-reference-opset14": ("refbn.audit.adapters.onnx:OnnxReference", ("14",)),
+    "paddle": ("refbn.audit.adapters.paddle:Paddle", ()),
     "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
