@@ -31,6 +31,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx-reference-opset9": ("refbn.audit.adapters.onnx:OnnxReference", ("9",)),
     "onnx-reference-opset14": ("refbn.audit.adapters.onnx:OnnxReference", ("14",)),
     "paddle": ("refbn.audit.adapters.paddle:Paddle", ()),
+    "tinygrad": ("refbn.audit.adapters.tinygrad:Tinygrad", ()),
     "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
