@@ -26,6 +26,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnxruntime-opset7": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("7",)),
     "onnxruntime-opset9": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("9",)),
     "onnxruntime-opset14": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("14",)),
+    "openvino": ("refbn.audit.adapters.openvino:OpenVino", ()),
     "onnx-reference": ("refbn.audit.adapters.onnx:OnnxReference", ()),
     "onnx-reference-opset7": ("refbn.audit.adapters.onnx:OnnxReference", ("7",)),
     "onnx-reference-opset9": ("refbn.audit.adapters.onnx:OnnxReference", ("9",)),

@@ -7,6 +7,8 @@ in the operator's own formulas; what one of them does belongs to its way.
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,33 +155,50 @@ class TorchFunc(Torch):
     functional = True
 
 
-class TorchCompile(TorchFunc):
-    """`torch.compile` of each finished composition.
+class TorchCompile(Torch):
+    """`torch.compile` of ``torch.nn.functional.batch_norm``, forward and, through AOTAutograd, backward.
+
+    A compiled backward has no derivative. Compiling takes a second or more for each rank, dtype and layout, so that
+    even a quick audit takes minutes.
 
     Parameters
     ----------
     backend : str, optional
-        As for `torch.compile`.
+        As for `torch.compile`. By default the inductor if there is a C++ compiler, otherwise ``"aot_eager"``.
     """
 
     name = "torch-compile"
+    operations = frozenset({"forward", "vjp", "inference", "vjp_eval"})
 
-    def __init__(self, backend: str = "inductor") -> None:
-        self.backend = backend
+    def __init__(self, backend: str = "") -> None:
+        compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+        self.backend = backend or ("inductor" if compiler else "aot_eager")
+        self._compiled: dict[tuple[bool, float], Function] = {}
+
+    def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
+        """Return compiled batch norm; one function for all shapes and dtypes, which Dynamo compiles anew for some."""
+        import torch
+        from torch.nn import functional
+
+        eps = inputs.eps
+
+        def normalize(x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor | None, var: Tensor | None) -> Tensor:
+            return functional.batch_norm(x, mean, var, gamma, beta, training=not frozen, eps=eps)
+
+        if (frozen, eps) not in self._compiled:
+            self._compiled[frozen, eps] = torch.compile(normalize, backend=self.backend, fullgraph=True, dynamic=True)
+        compiled, statistics = self._compiled[frozen, eps], (None, None)
+        if frozen:
+            statistics = _tensor(inputs.mean), _tensor(inputs.var)
+        return lambda *point: compiled(*point, *statistics)
 
     def evaluate(self, function: Function, point: Tensors) -> Any:
-        """Compile, then call."""
+        """Call; compile as often as it takes, and let the backward be called as a part of a graph."""
         import torch
 
-        # Dynamo would take the closures of all cases for one function, and stop compiling after eight of them.
-        torch._dynamo.reset()
-        return torch.compile(function, backend=self.backend, fullgraph=True, dynamic=True)(*point)
+        limits = {"recompile_limit": 10**6, "accumulated_recompile_limit": 10**6}
+        with torch._dynamo.config.patch(limits), torch._functorch.config.patch(donated_buffer=False):
+            return function(*point)
 
     def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
         return {"y": _array(self.evaluate(function, point))}
-
-    def _module(self, inputs: Inputs) -> Any:
-        import torch
-
-        torch._dynamo.reset()
-        return torch.compile(super()._module(inputs), backend=self.backend, fullgraph=True, dynamic=True)
