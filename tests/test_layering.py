@@ -29,6 +29,7 @@ HOMES = {
     "torch": ("audit/adapters/torch.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
+    "packaging": ("audit/known.py",),
     "hypothesis": ("testing/",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),

@@ -1,7 +1,7 @@
 """The command line: ``refbn audit [FRAMEWORK…]``.
 
 Exit status: 0 when nothing is worse than lossy, 1 when something is wrong (wrong, nonfinite, or raises where a result
-is due), 2 on bad use.
+is due) and not listed as known, 2 on bad use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_NEEDED = ("rich", "jsonschema", "ml_dtypes")
+_NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
 
 
 class BadUse(Exception):
@@ -91,6 +91,13 @@ def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
     audit.add_argument("--json", metavar="FILE", type=Path, help="also write every finding to FILE")
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
+    audit.add_argument(
+        "--reproduce", metavar="ID", help="print a script that shows a finding without refbn: its id, or a descriptor"
+    )
+    audit.add_argument(
+        "--known", metavar="FILE", type=Path, help="accepted deviations, beside those that come with refbn"
+    )
+    audit.add_argument("--no-diagnosis", action="store_true", help="look for no reasons and no smallest cases")
     audit.add_argument("--list", action="store_true", help="print the descriptors of the chosen cases and stop")
     for option, words in (
         ("family", FAMILIES),
@@ -119,7 +126,7 @@ def _version() -> str:
 
 def _audit(options: argparse.Namespace) -> int:
     _require(*_NEEDED)
-    from refbn.audit import runner
+    from refbn.audit import diagnosis, known, runner
 
     depth: Depth = "quick" if options.quick else "full"
     cases = (
@@ -132,6 +139,11 @@ def _audit(options: argparse.Namespace) -> int:
     if options.list:
         print(*cases, sep="\n")
         return 0
+    accepted = known.shipped() + (known.read(options.known) if options.known else ())
+    if options.reproduce:
+        owner = options.framework or [options.reproduce.partition("/")[0]]
+        print(*(diagnosis.reproduce(adapter, options.reproduce) for adapter in _adapters(owner)), sep="\n", end="")
+        return 0
     chosen = _adapters(options.framework)
     if options.json is not None:
         _check_writable(options.json)
@@ -141,22 +153,28 @@ def _audit(options: argparse.Namespace) -> int:
     from refbn.audit import detail, report
 
     console = Console(highlight=False)
+    mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen)  # they are their own explanation
+    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(15.0 if options.quick else 120.0)
     if options.case:
-        findings = [f for adapter in chosen for f in detail.print_case(adapter, cases[0], console)]
+        findings = [f for adapter in chosen for f in detail.print_case(adapter, cases[0], console, reasons)]
+        findings = known.mark(findings, accepted)
     else:
         with _progress() as progress:
-            findings = runner.run_cases(chosen, cases, progress)
+            findings = known.mark(runner.run_cases(chosen, cases, progress, reasons), accepted)
         if options.framework and set(options.framework) == {"zoo"}:
             report.print_kill_table(runner.kill_table(findings), console)
         else:
             report.print_report(findings, console)
+    gone = known.gone(findings, accepted)
+    for deviation in gone:
+        console.print(f"known deviation that no longer shows: {deviation}", markup=False, soft_wrap=True)
     if options.json is not None:
-        document = report.as_json(findings, chosen, "case" if options.case else depth, len(cases), _version())
+        document = report.as_json(findings, chosen, "case" if options.case else depth, len(cases), _version(), gone)
         try:
             report.write_json(options.json, document)
         except OSError as error:
             raise BadUse(f"audit: --json {options.json}: {error.strerror}") from error
-    return int(any(f.verdict in runner.FAILURES for f in findings))
+    return int(any(f.verdict in runner.FAILURES and not f.known for f in findings))
 
 
 def _require(*packages: str) -> None:

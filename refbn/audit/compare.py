@@ -115,6 +115,9 @@ def compare(got: Array, expected: Expected) -> Comparison:
         return Comparison("exact")
 
     measured = _measure(extremes, expected, form)
+    poisoned = expected.free & ~np.isfinite(extremes)
+    if expected.stays and poisoned.any():
+        return Comparison("nonfinite", *measured.numbers, _index(poisoned), note="NaN would stay from here on")
     if came.precision >= form.precision and bool(np.all(_agree(extremes, expected.rounded(came)) | expected.free)):
         return Comparison("exact", *measured.numbers, measured.where)
     finite_due = ~expected.nonfinite & ~expected.free

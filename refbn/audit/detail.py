@@ -14,8 +14,9 @@ from refbn._formats import format_of
 from refbn.audit import truth
 from refbn.audit.adapters._protocol import Adapter, Inputs
 from refbn.audit.cases import Case, make_inputs
+from refbn.audit.diagnosis import Diagnosis
 from refbn.audit.report import numbers
-from refbn.audit.runner import Finding, run_case
+from refbn.audit.runner import Finding, run_cases
 from refbn.audit.truth import Conventions, Expected
 
 __all__ = ["print_case"]
@@ -25,9 +26,9 @@ Array = npt.NDArray[Any]
 _SHOWN = 12  # elements of an output that are printed
 
 
-def print_case(adapter: Adapter, case: Case, console: Console) -> list[Finding]:
+def print_case(adapter: Adapter, case: Case, console: Console, diagnosis: Diagnosis | None = None) -> list[Finding]:
     """Run one case, print its inputs, what was expected and what came, and return the findings."""
-    findings = run_case(adapter, case)
+    findings = run_cases([adapter], [case], None, diagnosis)
 
     def line(text: str, style: str = "") -> None:
         console.print(Text(text, style), soft_wrap=True)
@@ -47,8 +48,12 @@ def print_case(adapter: Adapter, case: Case, console: Console) -> list[Finding]:
         check = f" (check {finding.check})" if finding.check else ""
         line(f"{finding.output or case.operation}{check}: {finding.verdict}", "bold")
         line(f"  {numbers(finding)}")
-        if finding.note:
-            line(f"  {finding.note}")
+        for text in (finding.note, finding.explanation, finding.thread):
+            if text:
+                line(f"  {text}")
+        if finding.smallest:
+            line(f"  smallest case {finding.smallest}")
+            line(f"  refbn audit {finding.framework} --reproduce {finding.id}")
         if not finding.check and finding.output in answer and finding.output in expected:
             for text in _comparison(finding, answer[finding.output], expected[finding.output]):
                 line(f"  {text}")
@@ -57,21 +62,8 @@ def print_case(adapter: Adapter, case: Case, console: Console) -> list[Finding]:
 
 def _arrays(case: Case, inputs: Inputs) -> list[tuple[str, Array]]:
     """Return the arrays that take part in the case's operation."""
-    op = case.op
-    stateful = case.operation in ("running", "train_eval_train")
-    names = ["gamma", "beta"] if stateful else ["x", "gamma", "beta"]
-    if op.frozen:
-        names += ["mean", "var"]
-    if stateful:
-        names += ["running_mean", "running_var"]
-    elif case.operation.startswith("vjp"):
-        names.append("dy")
-    elif op.composition:
-        names += [f"{name}_dot" for name in names]
-    if op.composition and not case.operation.startswith(("vjp", "jvp")):
-        names.append("w")
-    found = [(name, getattr(inputs, name)) for name in names]
-    if stateful:
+    found = [(name, getattr(inputs, name)) for name in case.op.arrays]
+    if case.operation in ("running", "train_eval_train"):
         found += [(f"batches[{i}]", batch) for i, batch in enumerate(inputs.batches)]
     return found
 
@@ -96,7 +88,7 @@ def _answer(adapter: Adapter, case: Case, inputs: Inputs) -> dict[str, Array]:
         warnings.simplefilter("ignore")
         try:
             return adapter.run(case.operation, inputs)
-        except Exception:  # `run_case` has already made a finding of it
+        except Exception:  # `run_cases` has already made a finding of it
             return {}
 
 

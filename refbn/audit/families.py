@@ -72,7 +72,9 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         ("f64", (32, 4), {"offset": 4096.0}),
         ("f64", (16, 3), {"scale": 1e-4}),
         ("f16", (64, 3), {"offset": 1500.0, "scale": 100.0}),  # Σx is beyond 65504
+        ("f16", (16, 3), {"scale": 1000.0}),  # the variance is beyond 65504
         ("bf16", (64, 3), {"offset": 40.0, "scale": 10.0}),
+        ("bf16", (64, 3), {"offset": 300.0, "scale": 3.0}),  # the mean has no digit left in the data's format
     ]
     if depth == "full":
         rows += [
@@ -120,6 +122,7 @@ def _conditioning(depth: Depth) -> Iterator[Case]:
         ("f64", (6, 3), {"var": 1e-8, "scale": 1e-4}),
         ("f32", (6, 3), {"offset": 4096.0, "scale": 2.0}),
         ("f64", (6, 3), {"offset": 50.0, "scale": 0.01, "var": 1.0}),  # onnx#5799: far from the batch's own
+        ("f32", (6, 3), {"offset": 1e6}),
     ]
     if depth == "full":
         frozen += [
@@ -198,6 +201,7 @@ def _structure(depth: Depth) -> Iterator[Case]:
         ("f64", (9, 3), {"dy": "constant"}),
         ("f32", (16, 3), {"dy": "like-x"}),
         ("f64", (9, 3), {"dy": "like-x"}),
+        ("f16", (16, 3), {"data": "constant"}),  # invstd is 316, its cube beyond 65504
     ]
     if depth == "full":
         rows += [
@@ -230,7 +234,7 @@ def _state(depth: Depth) -> Iterator[Case]:
         for momentum in (0.1, 1.0):
             yield Case("state", "train_eval_train", dtype, (8, 3, 2), momentum=momentum, offset=2.0)
         for check in ("idempotent", "unmodified", "threads"):
-            for operation in ("forward", "vjp", "jvp", "rev_rev", "inference", "running"):
+            for operation in ("forward", "vjp", "jvp", "rev_rev", "inference", "running", "train_eval_train"):
                 yield Case("state", operation, dtype, (8, 3, 5), check=check)
         yield Case("state", "train_eval_train", dtype, (8, 3, 5), check="momentum")
     yield Case("state", "forward", "f32", (4, 8, 16, 16), check="threads")

@@ -199,7 +199,12 @@ def schema() -> dict[str, Any]:
 
 
 def as_json(
-    findings: Iterable[Finding], adapters: Iterable[Adapter], depth: str, cases: int, version: str
+    findings: Iterable[Finding],
+    adapters: Iterable[Adapter],
+    depth: str,
+    cases: int,
+    version: str,
+    gone: Iterable[object] = (),
 ) -> dict[str, Any]:
     """Return a run as the document that the schema describes."""
     findings = list(findings)
@@ -223,6 +228,7 @@ def as_json(
             {"framework": framework, "operation": operation, "family": family, "verdict": verdict}
             for (framework, operation, family), verdict in summary(findings).items()
         ],
+        "gone": [str(deviation) for deviation in gone],
     }
 
 

@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from refbn.audit.cases import FAMILIES, Case, make_inputs
 from refbn.audit.compare import Comparison, Verdict, compare, compare_runs, same_bits, worst
 from refbn.audit.families import Depth, all_cases
 from refbn.audit.truth import Conventions
+
+if TYPE_CHECKING:
+    from refbn.audit.diagnosis import Diagnosis
 
 __all__ = [
     "FAILURES",
@@ -124,29 +128,43 @@ def run(
     families: Iterable[str] = FAMILIES,
     depth: Depth = "full",
     progress: Progress | None = None,
+    diagnosis: Diagnosis | None = None,
 ) -> list[Finding]:
-    """Audit one framework over some families."""
-    return run_cases([adapter], all_cases(depth, families), progress)
+    """Audit one framework over some families; see `run_cases`."""
+    return run_cases([adapter], all_cases(depth, families), progress, diagnosis)
 
 
-def run_cases(adapters: Sequence[Adapter], cases: Sequence[Case], progress: Progress | None = None) -> list[Finding]:
+def run_cases(
+    adapters: Sequence[Adapter],
+    cases: Sequence[Case],
+    progress: Progress | None = None,
+    diagnosis: Diagnosis | None = None,
+) -> list[Finding]:
     """Ask every adapter every case. Case by case, so that the truth is computed once for all adapters.
 
-    The findings come framework by framework, in the order of the cases.
+    The findings come framework by framework, in the order of the cases; with a `diagnosis` those that are off say why.
     """
     found: list[list[Finding]] = [[] for _ in adapters]
     for done, case in enumerate(cases):
         if progress is not None:
             progress(str(case), done, len(cases))
         for findings, adapter in zip(found, adapters, strict=True):
-            findings.extend(run_case(adapter, case))
+            answer: Answer = {}
+            own = run_case(adapter, case, answer if diagnosis is not None else None)
+            if diagnosis is not None:
+                diagnosis.look(adapter, case, own, answer)
+            findings.extend(own)
     if progress is not None:
         progress("", len(cases), len(cases))
-    return [finding for findings in found for finding in findings]
+    whole = [finding for findings in found for finding in findings]
+    return whole if diagnosis is None else diagnosis.conclude(whole, adapters)
 
 
-def run_case(adapter: Adapter, case: Case) -> list[Finding]:
-    """Ask one adapter one case: one finding for each output that it gives, or one for the refusal."""
+def run_case(adapter: Adapter, case: Case, answer: MutableMapping[str, Array] | None = None) -> list[Finding]:
+    """Ask one adapter one case: one finding for each output that it gives, or one for the refusal.
+
+    The outputs that the findings are about, of the last run if the check has several, are put into `answer`.
+    """
     refusal = _out_of_scope(adapter, case)
     if refusal:
         return [_finding(adapter, case, "", Comparison("unsupported", note=refusal))]
@@ -154,7 +172,8 @@ def run_case(adapter: Adapter, case: Case) -> list[Finding]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            results = _CHECKS[case.check](adapter, case, inputs)
+            asked = adapter if answer is None else _Listening(adapter, answer)
+            results = _CHECKS[case.check](asked, case, inputs)
         except Unsupported as error:
             results = [("", Comparison("unsupported", note=_first_line(error)))]
         except Exception as error:  # whatever a framework throws is a finding
@@ -202,13 +221,30 @@ def kill_table(findings: Iterable[Finding]) -> dict[str, dict[str, Kill]]:
     }
 
 
+class _Listening:
+    """An adapter whose latest answer is kept."""
+
+    def __init__(self, adapter: Adapter, answer: MutableMapping[str, Array]) -> None:
+        self._adapter, self._answer = adapter, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def run(self, operation: str, inputs: Inputs) -> Answer:
+        """See `Adapter.run`."""
+        outputs = self._adapter.run(operation, inputs)
+        self._answer.clear()
+        self._answer.update(outputs)
+        return outputs
+
+
 # ---- one case ----------------------------------------------------------------------------------------------------
 
 
 def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) -> Finding:
     return Finding(
         framework=adapter.name,
-        version=adapter.version() or "",
+        version=_version(cast(Hashable, adapter)),
         operation=case.operation,
         composition=case.op.composition,
         family=case.family,
@@ -218,6 +254,12 @@ def _finding(adapter: Adapter, case: Case, output: str, comparison: Comparison) 
         output=output,
         **{f.name: getattr(comparison, f.name) for f in dataclasses.fields(comparison)},
     )
+
+
+@lru_cache(maxsize=64)
+def _version(adapter: Any) -> str:
+    """Looking through the installed packages takes longer than many a case."""
+    return adapter.version() or ""
 
 
 def _out_of_scope(adapter: Adapter, case: Case) -> str:

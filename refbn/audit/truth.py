@@ -154,6 +154,9 @@ class Expected:
         Where infinity or NaN is due, and where anything is right.
     no_rounding : bool
         Whether no competent implementation rounds before it stores the result.
+    stays : bool
+        Whether the output is kept from call to call, so that even where anything is right it must be a number: NaN
+        would never leave it.
     """
 
     name: str
@@ -169,6 +172,7 @@ class Expected:
     nonfinite: Mask
     free: Mask
     no_rounding: bool
+    stays: bool = False
 
     @property
     def is_vector(self) -> bool:
@@ -210,7 +214,7 @@ def _rounded(expected: Expected, form: Format) -> Doubles:
     values = _assemble([round_all(row, form) for row in expected.exact], expected.high.shape)
     if expected.factor > 1:  # a power of two: only the range needs a second look
         values = round_to(values * expected.factor, form.dtype).astype(np.float64)
-    return np.where(expected.nonfinite | expected.free, np.nan, values)
+    return np.where(expected.nonfinite | (expected.free & (not expected.stays)), np.nan, values)
 
 
 def expect(case: Case, conventions: Conventions) -> dict[str, Expected]:
@@ -403,7 +407,10 @@ def expect_from(case: Case, inputs: Inputs, conventions: Conventions) -> dict[st
     exact = _exactly(case, rows, eps, conventions)
     measured = _running(case, rows, eps, conventions, centred=False)
     centred = _running(case, rows, eps, conventions, centred=True)
-    return {name: _side_by_side(case, rows, name, exact[name], measured[name], centred[name]) for name in exact}
+    found = {name: _side_by_side(case, rows, name, exact[name], measured[name], centred[name]) for name in exact}
+    if "running_var" in found and case.count == 1 and conventions.unbiased:  # 0·∞: there is no such variance
+        found["running_var"] = dataclasses.replace(found["running_var"], free=~rows.tainted, stays=True)
+    return found
 
 
 def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -> dict[str, tuple[Exact, ...]]:
@@ -534,8 +541,6 @@ def _side_by_side(
         # The second run has seen zeros here. A mean may be an ulp or two off the constant, a variance that squared.
         slack = 2 * Model.of(case.format, case.count).u * np.abs(_row_means(rows.values["x"]))
         bound = np.where(rows.singular, slack if name == "mean" else slack * slack, bound)
-    if name == "running_var" and case.count == 1:
-        free = np.ones(shape, bool)
     return Expected(
         name=name,
         form=case.format,

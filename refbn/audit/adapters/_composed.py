@@ -20,7 +20,7 @@ import numpy.typing as npt
 from refbn._formats import round_to
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 
-__all__ = ["Point", "answer", "compose"]
+__all__ = ["Point", "answer", "compose", "script"]
 
 Gradients = dict[str, Array]
 Wide = npt.NDArray[np.float64]
@@ -107,6 +107,23 @@ def compose(composition: str, point: Point, w: Array) -> Gradients:
         else moved[name]
         for name in moved
     }
+
+
+def script(adapter: str, operation: str) -> str:
+    """Return the lines that ask one of refbn's own adapters, by its name, for `Adapter.reproduction`."""
+    asked = OPERATIONS[operation]
+    kept = operation in ("running", "train_eval_train")
+    names = (*asked.arrays, "eps", *(("batches", "momentum") if kept else ()))
+    return "\n".join(
+        (
+            "from dataclasses import fields",
+            "from refbn.audit.adapters import load",
+            "from refbn.audit.adapters._protocol import Inputs",
+            f"given = dict({', '.join(f'{name}={name}' for name in names)})",
+            'inputs = Inputs(**{f.name: given.get(f.name, given["gamma"]) for f in fields(Inputs)})',
+            f'answer = load("{adapter}")[0].run("{operation}", inputs)',
+        )
+    )
 
 
 def _along_curve(point: Point, w: Wide, order: int) -> Wide:

@@ -44,6 +44,19 @@ class Operation:
     outputs: tuple[str, ...]
     meaning: str
 
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The arrays of `Inputs` that take part, ``batches`` apart."""
+        if self.name in ("running", "train_eval_train"):
+            return ("gamma", "beta", "running_mean", "running_var")
+        point = ("x", "gamma", "beta", "mean", "var") if self.frozen else ("x", "gamma", "beta")
+        if self.name.startswith("vjp"):
+            return (*point, "dy")
+        if not self.composition:
+            return point
+        directions = tuple(f"{name}_dot" for name in point)
+        return (*point, *directions) if self.name.startswith("jvp") else (*point, *directions, "w")
+
 
 _GRADS = ("dx", "dgamma", "dbeta")
 _FROZEN_GRADS = (*_GRADS, "dmean", "dvar")

@@ -20,7 +20,7 @@ import numpy as np
 import refbn
 from refbn import backends
 from refbn._formats import FORMATS, round_to
-from refbn.audit.adapters._composed import answer
+from refbn.audit.adapters._composed import answer, script
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -28,6 +28,18 @@ __all__ = ["Own"]
 
 # Third-order gradients have no pass; `refbn.taylor`, for y''', takes no series of frozen statistics.
 _BEYOND_EVERY_BACKEND = frozenset({"rev_rev_rev", "rev_rev_rev_eval", "fwd_fwd_fwd_eval"})
+
+# What a script asks of the saved forward, where one pass is the whole answer.
+_SINGLE = {
+    "forward": 'answer = {"y": fwd.y, "mean": fwd.mean, "var": fwd.var, "invstd": fwd.invstd}',
+    "inference": 'answer = {"y": fwd.y}',
+    "vjp": 'g = refbn.backward(fwd.saved, dy)\nanswer = {"dx": g.dx, "dgamma": g.dgamma, "dbeta": g.dbeta}',
+    "vjp_eval": "g = refbn.backward(fwd.saved, dy)\n"
+    'answer = {"dx": g.dx, "dgamma": g.dgamma, "dbeta": g.dbeta, "dmean": g.dmean, "dvar": g.dvar}',
+    "jvp": 'answer = {"y_dot": refbn.jvp(fwd.saved, x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot)}',
+    "jvp_eval": "direction = dict(x_dot=x_dot, gamma_dot=gamma_dot, beta_dot=beta_dot, mean_dot=mean_dot, "
+    'var_dot=var_dot)\nanswer = {"y_dot": refbn.jvp(fwd.saved, **direction)}',
+}
 
 
 class Own:
@@ -68,8 +80,21 @@ class Own:
         self._threads = count
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
-        """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
+        """See `Adapter.reproduction`; compositions, which are made of several passes, ask the adapter itself."""
+        if operation not in OPERATIONS or operation not in self.operations:
+            raise Unsupported(f"{self.name}: no {operation}")
+        asked = OPERATIONS[operation]
+        if operation not in _SINGLE:
+            return script(self.name, operation)
+        statistics = "x, mean, var" if asked.frozen else "x"
+        name = "inference" if asked.frozen else "forward"
+        return "\n".join(
+            (
+                "import refbn",
+                f'fwd = refbn.{name}({statistics}, gamma, beta, eps=eps, backend="{self.backend}")',
+                _SINGLE[operation],
+            )
+        )
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""

@@ -57,7 +57,38 @@ class Torch:
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
         """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
+        if operation in ("running", "train_eval_train"):
+            return _stateful_script(operation, inputs)
+        asked = OPERATIONS[operation]
+        arrays = ["x", "gamma", "beta"] + ["mean", "var"] * asked.frozen
+        if operation.startswith("vjp"):
+            arrays.append("dy")
+        elif asked.composition:
+            arrays += ["w"] * (not operation.startswith("jvp")) + ["x_dot", "gamma_dot", "beta_dot"]
+        lines = [
+            "import torch",
+            f"{', '.join(arrays)} = ({_TENSOR[_narrow(inputs)]} for a in ({', '.join(arrays)}))",
+            f"bn = lambda x, gamma, beta: {self.expression(asked.frozen)}",
+        ]
+        if asked.composition == "":
+            lines.append('answer = {"y": bn(x, gamma, beta)}')
+            if not asked.frozen:
+                lines.append("_, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)")
+                lines.append('answer |= {"mean": mean, "invstd": invstd}')
+        elif operation.startswith("vjp"):
+            lines.append("gradients = torch.func.vjp(bn, x, gamma, beta)[1](dy)")
+            lines.append('answer = dict(zip(("dx", "dgamma", "dbeta"), gradients))')
+        elif operation.startswith("jvp"):
+            lines.append("direction = (x_dot, gamma_dot, beta_dot)")
+            lines.append('answer = {"y_dot": torch.func.jvp(bn, (x, gamma, beta), direction)[1]}')
+        else:
+            lines += _nested_script(asked.composition)
+        return "\n".join([*lines, _ANSWER])
+
+    def expression(self, frozen: bool) -> str:
+        """Return `batch_norm` as an expression in x, gamma, beta, mean, var and eps, for scripts."""
+        statistics = "mean, var" if frozen else "None, None"
+        return f"torch.nn.functional.batch_norm(x, {statistics}, gamma, beta, training={not frozen}, eps=eps)"
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
@@ -162,6 +193,75 @@ class Torch:
             module.running_mean.copy_(_tensor(inputs.running_mean))
             module.running_var.copy_(_tensor(inputs.running_var))
         return module
+
+
+# ---- scripts --------------------------------------------------------------------------------------------------------
+
+# Arrays to tensors; NumPy's bfloat16 goes in by its bits.
+_TENSOR = {
+    False: "torch.from_numpy(a)",
+    True: "torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.itemsize == 2 else torch.from_numpy(a)",
+}
+_ANSWER = "answer = {name: tensor.detach().double().numpy() for name, tensor in answer.items()}"
+
+
+def _narrow(inputs: Inputs) -> bool:
+    return "bfloat16" in (inputs.x.dtype.name, inputs.gamma.dtype.name)
+
+
+def _nested_script(composition: str) -> list[str]:
+    """Return the lines of one composition of derivatives of L = Σ f, or of f itself where no gradient takes part."""
+    modes = composition.split("-")
+    scalar = "rev" in modes
+    lines = [
+        "direction = (x_dot, gamma_dot, beta_dot)",
+        "def f(*point):",
+        "    y = bn(*point).double()",
+        f"    return (w.double() * (y**2 / 2 + y**3 / 6)){'.sum()' if scalar else ''}",
+    ]
+    current = "f"
+    for depth, mode in enumerate(reversed(modes), start=1):
+        if mode == "fwd":
+            lines.append(f"d{depth} = lambda *point: torch.func.jvp({current}, point, direction)[1]")
+        else:
+            if not scalar:
+                inner = f"(u.double() * v.double()).sum() for u, v in zip({current}(*point), direction)"
+                lines.append(f"along{depth} = lambda *point: sum({inner})")
+                current = f"along{depth}"
+            lines.append(f"d{depth} = torch.func.grad({current}, argnums=(0, 1, 2))")
+            scalar = False
+        current = f"d{depth}"
+    result = f"{current}(x, gamma, beta)"
+    if "rev" in modes:
+        return [*lines, f'answer = dict(zip(("dx", "dgamma", "dbeta"), {result}))']
+    return [*lines, f'answer = {{"value": {result}.to(x.dtype)}}']
+
+
+def _stateful_script(operation: str, inputs: Inputs) -> str:
+    """Return the lines that train a module and look at it."""
+    rank = inputs.batches[0].ndim - 2
+    if rank > 3:
+        raise Unsupported(f"torch.nn has no BatchNorm for {rank + 2} axes")
+    tensor, narrow = _TENSOR[_narrow(inputs)], _narrow(inputs)
+    of = "tensor({})" if narrow else "torch.from_numpy({})"
+    lines = ["import torch"]
+    if narrow:
+        lines.append(f"tensor = lambda a: {tensor}")
+    lines += [
+        f"module = torch.nn.BatchNorm{max(rank, 1)}d(len(gamma), eps=eps, momentum=momentum)",
+        f"module = module.to({of.format('gamma')}.dtype)",
+        f"module.weight.data, module.bias.data = {of.format('gamma')}, {of.format('beta')}",
+    ]
+    names = ("running_mean", "running_var")
+    lines += [f"module.{name} = {of.format(f'{name}.copy()')}" for name in names]
+    if operation == "running":
+        lines += ["for batch in batches:", f"    module({of.format('batch')})"]
+        lines.append('answer = {"running_mean": module.running_mean, "running_var": module.running_var}')
+    else:
+        lines.append(f"first, second = ({of.format('batch')} for batch in batches)")
+        lines.append('answer = {"y_train": module(first), "y_eval": module.eval()(second)}')
+        lines.append('answer["y_again"] = module.train()(first)')
+    return "\n".join([*lines, _ANSWER])
 
 
 # ---- nesting --------------------------------------------------------------------------------------------------------

@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 import refbn
 from refbn._formats import FORMATS, load, round_to
-from refbn.audit.adapters._composed import answer
+from refbn.audit.adapters._composed import answer, script
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -150,9 +150,12 @@ class _Point:
 class _Training(_Point):
     """Batch norm with the statistics of x."""
 
+    fewest: ClassVar[int] = 2
+    """How many values a channel must have."""
+
     def prepare(self, x: Matrix) -> None:
         """Set mean, var, r and x̂. Channels of extreme size are scaled by a power of two on the way."""
-        if x.shape[1] < 2:
+        if x.shape[1] < self.fewest:
             raise ValueError("training needs more than one value in each channel")
         size = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.sqrt(self.inputs.eps))
         exponent = np.frexp(size)[1]
@@ -312,13 +315,20 @@ class Control:
         Where the mistake was made in public, if that is known.
     training, frozen : type
         The batch norm at a point, with statistics of x and with given ones.
+    depends_on_order : bool
+        Whether the results depend on the order of summation or the like, so that another program with the same
+        mistake has errors of the same size, but not the same ones.
+    variants : tuple of dict
+        Arguments with which the class may be called: orders of summation that programs are known to use.
     """
 
     name: str = "control"
     family: str = ""
     thread: str = ""
-    training: ClassVar[type[_Point]] = _Training
-    frozen: ClassVar[type[_Point]] = _Frozen
+    training: type[_Point] = _Training
+    frozen: type[_Point] = _Frozen
+    depends_on_order: ClassVar[bool] = False
+    variants: ClassVar[tuple[dict[str, int], ...]] = ({},)
 
     dialect = DIALECTS["torch"]
     operations = frozenset(OPERATIONS) - {
@@ -341,7 +351,7 @@ class Control:
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
         """See `Adapter.reproduction`."""
-        raise Unsupported(f"{self.name}: no script for {operation}")
+        return script(f"zoo-{type(self).name}", operation)
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
@@ -352,11 +362,11 @@ class Control:
             return self._forward(point) if operation == "forward" else answer(operation, point, inputs)
 
     def blend(self, old: Matrix, new: Matrix, weight: Fraction) -> Matrix:
-        """Return the running statistic after one batch."""
+        """Return the running statistic after one batch; `weight` is the new value's."""
         return np.asarray(old + float(weight) * (new - old))
 
     def unbiased(self, var: Matrix, count: int) -> Matrix:
-        """Return the batch variance that is blended into the running one."""
+        """Return the batch variance that is blended into the running one, if the dialect corrects it."""
         return np.asarray(var * (count / (count - 1)))
 
     def _forward(self, point: Any) -> dict[str, Array]:
@@ -370,11 +380,13 @@ class Control:
             """Return the inputs with the next running statistics, and y."""
             nonlocal steps
             steps += 1
-            weight, _ = self.dialect.weight(inputs.momentum, steps)
+            weight, weighs_new = self.dialect.weight(inputs.momentum, steps)
+            weight = weight if weighs_new else 1 - weight
             point: Any = self.training(replace(inputs, x=batch))
             count = batch.size // batch.shape[1]
             mean = self.blend(point.column(inputs.running_mean), point.mean, weight)
-            var = self.blend(point.column(inputs.running_var), self.unbiased(point.var, count), weight)
+            new = self.unbiased(point.var, count) if self.dialect.unbiased_running_var else point.var
+            var = self.blend(point.column(inputs.running_var), new, weight)
             return replace(inputs, running_mean=point.vector(mean), running_var=point.vector(var)), point.y
 
         if operation == "running":
@@ -395,17 +407,85 @@ def _working(point: _Point) -> type[np.floating[Any]]:
     return np.float64 if point.inputs.x.dtype == np.float64 else np.float32
 
 
+def _configured(member: type[Control], **fields: int) -> dict[str, type[_Point]]:
+    """Return a member's two classes with some attributes set."""
+    return {
+        name: cast("type[_Point]", type(name, (getattr(member, name),), dict(fields)))
+        for name in ("training", "frozen")
+    }
+
+
+def _serial(point: _Point, values: Matrix, parts: int, lanes: int) -> Matrix:
+    """Return each channel's sum, added up one after the other in the working precision."""
+    working = _working(point)
+    narrow = values.astype(working)
+    if parts == 0:
+        samples = narrow.reshape(len(values), point.inputs.x.shape[0], -1)
+        narrow, parts = samples.cumsum(axis=2, dtype=working)[:, :, -1], 1
+    total = np.zeros((len(values), 1), working)
+    for part in np.array_split(narrow, parts, axis=1):
+        for lane in range(lanes):
+            if part[:, lane::lanes].shape[1]:
+                total = total + part[:, lane::lanes].cumsum(axis=1, dtype=working)[:, -1:]
+    return total.astype(np.float64)
+
+
+def _kept(point: _Point, values: Matrix) -> Matrix:
+    """Return values rounded to the data's format."""
+    return load(round_to(values, point.inputs.x.dtype))
+
+
+def _folded(point: _Point, mean: Matrix, var: Matrix, fused: int) -> Matrix:
+    """Return x·α + β′, each operation in the working precision, or with a fused multiply-add at the end."""
+    working = _working(point)
+    x, m, v, gamma, beta = (
+        a.astype(working) for a in (point.matrix(point.inputs.x), mean, var, point.gamma, point.beta)
+    )
+    alpha = gamma * (1 / np.sqrt(v + working(point.inputs.eps)))
+    shift = beta - m * alpha
+    product = x * alpha
+    if fused:
+        # product + rest is x·α exactly: in binary64 as it stands, and there by Dekker's splitting.
+        wide, factor = x.astype(np.float64), alpha.astype(np.float64)
+        rest = wide * factor - product if working is np.float32 else _remainder(x, alpha, product)
+        total = product + shift
+        back = total - product
+        return np.asarray(total + ((product - (total - back)) + (shift - back) + rest).astype(working), np.float64)
+    return np.asarray(product + shift, np.float64)
+
+
+def _remainder(a: Matrix, b: Matrix, product: Matrix) -> Matrix:
+    """Return a·b − product exactly, where product is a·b rounded and nothing overflows."""
+    a_high, b_high = (v * 134217729.0 - (v * 134217729.0 - v) for v in (a, b))
+    a_low, b_low = a - a_high, b - b_high
+    return np.asarray(((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low)
+
+
 class OnePassVariance(Control):
     """The variance is E[x²] − E[x]², in the precision of the data: all digits cancel when the mean is large."""
 
     name = "one-pass-variance"
     family = "conditioning"
     thread = "google/flax#1491, tensorflow#118701"
+    depends_on_order = True
 
     class training(_Training):
         def variance(self, x: Matrix, d: Matrix) -> Matrix:
             x = x.astype(_working(self))
             return self.average(x * x).astype(np.float64) - self.average(x).astype(np.float64) ** 2
+
+
+class OnePassClipped(Control):
+    """The variance is max(0, E[x²] − E[x]²) in the precision of the data: what cancels below zero becomes 0."""
+
+    name = "one-pass-clipped"
+    family = "conditioning"
+    thread = "google/flax#1491"
+    depends_on_order = True
+
+    class training(OnePassVariance.training):
+        def variance(self, x: Matrix, d: Matrix) -> Matrix:
+            return np.maximum(super().variance(x, d), 0.0)
 
 
 class UnscaledOverflow(Control):
@@ -418,7 +498,7 @@ class UnscaledOverflow(Control):
     class training(_Training):
         def variance(self, x: Matrix, d: Matrix) -> Matrix:
             d = d.astype(_working(self))
-            return self.average((d * d).astype(np.float64))
+            return self.average(d * d).astype(np.float64)
 
 
 class HalfStatistics(Control):
@@ -441,12 +521,145 @@ class NarrowAccumulator(Control):
 
     name = "narrow-accumulator"
     family = "conditioning"
+    depends_on_order = True
 
     class training(_Training):
         def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
             sums = x.astype(self.inputs.x.dtype).cumsum(axis=1)
             mean = sums[:, -1:].astype(np.float64) / x.shape[1]
             return mean, x - mean
+
+
+class SerialSums(Control):
+    """Every sum over a channel is added up in the working precision, one term after the other.
+
+    In binary32 it drifts in long channels, and stands still where a term is below half an ulp of the sum.
+
+    Parameters
+    ----------
+    parts : int
+        So many pieces of the channel are added up on their own, as threads do; 0 stands for one for each sample.
+    lanes : int
+        So many interleaved sums are kept, as vector registers do.
+    """
+
+    name = "serial-sums"
+    family = "exact"
+    depends_on_order = True
+    variants = ({}, {"parts": 2}, {"parts": 4}, {"parts": 0}, {"lanes": 8}, {"lanes": 16})
+
+    def __init__(self, parts: int = 1, lanes: int = 1) -> None:
+        vars(self).update(_configured(SerialSums, parts=parts, lanes=lanes))
+
+    class training(_Training):
+        parts: int
+        lanes: int
+
+        def total(self, values: Matrix) -> Matrix:
+            return _serial(self, values, self.parts, self.lanes)
+
+        def average(self, values: Matrix) -> Matrix:
+            return np.asarray(self.total(values) / values.shape[1])
+
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = self.average(x)
+            return mean, x - mean
+
+    class frozen(_Frozen):
+        parts: int
+        lanes: int
+
+        def total(self, values: Matrix) -> Matrix:
+            return _serial(self, values, self.parts, self.lanes)
+
+
+class StoredStatistics(Control):
+    """Mean and invstd are rounded to the parameters' format, in which they are stored, before they are used."""
+
+    name = "stored-statistics"
+    family = "conditioning"
+
+    class training(_Training):
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = load(round_to(super().centre(x)[0], self.inputs.gamma.dtype))
+            return mean, x - mean
+
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return load(round_to(super().inverse_root(var, eps), self.inputs.gamma.dtype))
+
+        def project(self, u: Matrix) -> Matrix:
+            return np.asarray(u - self.average(u) - self.xhat * self.average(self.xhat * u))
+
+
+class NarrowArithmetic(Control):
+    """Every operation on elements is rounded to the data's own format, binary16 or bfloat16."""
+
+    name = "narrow-arithmetic"
+    family = "conditioning"
+    depends_on_order = True
+
+    class training(_Training):
+        def centre(self, x: Matrix) -> tuple[Matrix, Matrix]:
+            mean = _kept(self, super().centre(x)[0])
+            return mean, _kept(self, x - mean)
+
+        def variance(self, x: Matrix, d: Matrix) -> Matrix:
+            return _kept(self, self.average(_kept(self, d * d)))
+
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return _kept(self, 1.0 / _kept(self, np.sqrt(_kept(self, var + eps))))
+
+        def project(self, u: Matrix) -> Matrix:
+            centred = _kept(self, u - _kept(self, self.average(u)))
+            moment = _kept(self, self.average(_kept(self, self.xhat * centred)))
+            return _kept(self, centred - _kept(self, _kept(self, self.xhat) * moment))
+
+        def output(self) -> Matrix:
+            return _kept(self, self.gamma * _kept(self, self.xhat)) + self.beta
+
+        def push(self) -> Matrix:
+            to, xhat = self.direction, _kept(self, self.xhat)
+            moved = _kept(self, _kept(self, self.gamma * self.r) * self.project(to["x"]))
+            return np.asarray(_kept(self, moved + _kept(self, to["gamma"] * xhat)) + to["beta"])
+
+    class frozen(_Frozen):
+        def prepare(self, x: Matrix) -> None:
+            super().prepare(x)
+            self.d = _kept(self, self.d)
+            self.r = _kept(self, 1.0 / _kept(self, np.sqrt(_kept(self, self.var + self.inputs.eps))))
+
+        def output(self) -> Matrix:
+            return _kept(self, self.gamma * _kept(self, self.d * self.r)) + self.beta
+
+        def push(self) -> Matrix:
+            to = self.direction
+            a_dot = _kept(self, to["gamma"] * self.r + self.gamma * self.r_dot)
+            moved = _kept(self, _kept(self, self.gamma * self.r) * _kept(self, to["x"] - to["mean"]))
+            return np.asarray(_kept(self, _kept(self, a_dot * self.d) + moved) + to["beta"])
+
+
+class FoldedAffine(Control):
+    """y is computed as x·α + β′ with α = γ·r and β′ = β − μ·α, which cancels where μ is large beside the spread."""
+
+    name = "folded-affine"
+    family = "conditioning"
+    depends_on_order = True
+    variants = ({}, {"fused": 1})
+
+    def __init__(self, fused: int = 0) -> None:
+        vars(self).update(_configured(FoldedAffine, fused=fused))
+
+    class training(_Training):
+        fused: int
+
+        def output(self) -> Matrix:
+            return _folded(self, self.mean, self.var, self.fused)
+
+    class frozen(_Frozen):
+        fused: int
+
+        def output(self) -> Matrix:
+            return _folded(self, self.mean, self.var, self.fused)
 
 
 class BesselForward(Control):
@@ -470,6 +683,34 @@ class EpsOutsideRoot(Control):
     class training(_Training):
         def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
             return np.asarray(1.0 / (np.sqrt(var) + eps))
+
+
+class EpsAsFloor(Control):
+    """ε is the least variance, √max(v, ε), instead of an addend."""
+
+    name = "eps-as-floor"
+    family = "conditioning"
+
+    class training(_Training):
+        def inverse_root(self, var: Matrix, eps: Matrix) -> Matrix:
+            return np.asarray(1.0 / np.sqrt(np.maximum(var, eps)))
+
+
+class EpsRaised(Control):
+    """An ε below 1.001e-5 is raised to that, the least that cuDNN was once thought to take."""
+
+    name = "eps-raised"
+    family = "conditioning"
+
+    class training(_Training):
+        def prepare(self, x: Matrix) -> None:
+            self.inputs = replace(self.inputs, eps=max(self.inputs.eps, 1.001e-5))
+            super().prepare(x)
+
+    class frozen(_Frozen):
+        def prepare(self, x: Matrix) -> None:
+            self.inputs = replace(self.inputs, eps=max(self.inputs.eps, 1.001e-5))
+            super().prepare(x)
 
 
 class LeakingNan(Control):
@@ -558,6 +799,20 @@ class DetachedVariance(Control):
             return np.zeros_like(u)  # y is then linear in x
 
 
+class DetachedStatistics(Control):
+    """Mean and variance are constants to every derivative: the formula of evaluation, in training."""
+
+    name = "detached-statistics"
+    family = "composition"
+
+    class training(_Training):
+        def project(self, u: Matrix) -> Matrix:
+            return u
+
+        def kernel(self, u: Matrix, g: Matrix) -> Matrix:
+            return np.zeros_like(u)
+
+
 class EpsForgottenInBackward(Control):
     """The backward multiplies by 1/√v where the forward divided by √(v + ε)."""
 
@@ -590,6 +845,25 @@ class DroppedThirdTerm(Control):
     class training(_Training):
         def third(self, u: Matrix, pg: Matrix) -> Matrix:
             return np.zeros_like(u)
+
+
+class CubedInvstd(Control):
+    """The jvp is computed in the data's own format and forms r³: in binary16 it overflows from r = 41 on, to NaN."""
+
+    name = "cubed-invstd"
+    family = "structure"
+    depends_on_order = True
+
+    class training(_Training):
+        def push(self) -> Matrix:
+            to, mean, r = self.direction, _kept(self, self.mean), _kept(self, self.r)
+            d = _kept(self, self.matrix(self.inputs.x) - mean)
+            centred = _kept(self, to["x"] - _kept(self, self.average(to["x"])))
+            cube = _kept(self, r**3)
+            r_dot = _kept(self, self.average(_kept(self, _kept(self, centred * d) * -cube)))
+            moved = _kept(self, _kept(self, centred * r) + _kept(self, d * r_dot))
+            xhat = _kept(self, d * r)
+            return _kept(self, _kept(self, moved * self.gamma) + _kept(self, xhat * to["gamma"])) + to["beta"]
 
 
 class ConstantStatisticsInJvp(Control):
@@ -742,16 +1016,38 @@ class RunningCorrectedTwice(Control):
         return super().unbiased(super().unbiased(var, count), count)
 
 
+class RunningVarianceOfOneValue(Control):
+    """One value in a channel is not refused: Bessel's m/(m − 1) is 1/0, and the running variance NaN from then on."""
+
+    name = "running-variance-of-one-value"
+    family = "state"
+    thread = "pytorch#1381"
+
+    class training(_Training):
+        fewest = 1
+
+    def unbiased(self, var: Matrix, count: int) -> Matrix:
+        """Return var·m/(m − 1), 0·∞ for one value."""
+        return np.asarray(var * np.divide(count, np.float64(count - 1)))
+
+
 ZOO: dict[str, type[Control]] = {
     member.name: member
     for member in (
         Control,
         OnePassVariance,
+        OnePassClipped,
         UnscaledOverflow,
         HalfStatistics,
+        StoredStatistics,
         NarrowAccumulator,
+        NarrowArithmetic,
+        SerialSums,
+        FoldedAffine,
         BesselForward,
         EpsOutsideRoot,
+        EpsAsFloor,
+        EpsRaised,
         LeakingNan,
         NanTakenForZero,
         BesselBackward,
@@ -759,9 +1055,11 @@ ZOO: dict[str, type[Control]] = {
         DroppedXhatTerm,
         DetachedMean,
         DetachedVariance,
+        DetachedStatistics,
         EpsForgottenInBackward,
         GammaGradientWithoutInvstd,
         DroppedThirdTerm,
+        CubedInvstd,
         ConstantStatisticsInJvp,
         EvalGradientWithTrainingFormula,
         InvstdTakenForVariance,
@@ -772,6 +1070,7 @@ ZOO: dict[str, type[Control]] = {
         RunningStatisticsInTraining,
         RunningWithoutDecay,
         RunningCorrectedTwice,
+        RunningVarianceOfOneValue,
     )
 }
 """The members by name; `Control` is the first."""
