@@ -16,7 +16,17 @@ from functools import cache
 from typing import Any
 
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
-from refbn.audit.adapters.torch import Function, Tensor, Tensors, Torch, _array, _tensor
+from refbn.audit.adapters.torch import (
+    _ANSWER,
+    _TENSOR,
+    Function,
+    Tensor,
+    Tensors,
+    Torch,
+    _array,
+    _narrow,
+    _tensor,
+)
 
 __all__ = ["TorchChannelsLast", "TorchCompile", "TorchDecomposition", "TorchFunc", "TorchModule", "TorchNative"]
 
@@ -25,6 +35,8 @@ class TorchNative(Torch):
     """The operator underneath, `torch.native_batch_norm`, which checks nothing and returns its statistics."""
 
     name = "torch-native"
+    called = "torch.native_batch_norm"
+    """The operator's name in scripts."""
     may_crash = True
     """Whether a fault of the operator ends the process, since it is compiled code."""
 
@@ -47,6 +59,27 @@ class TorchNative(Torch):
         if frozen:
             statistics = _tensor(inputs.mean), _tensor(inputs.var)
         return lambda *point: operator(*point, *statistics, not frozen, 0.0, inputs.eps)[0]
+
+    def expression(self, frozen: bool) -> str:
+        """See `Torch.expression`."""
+        return f"{self.called}(x, gamma, beta, {'mean, var' if frozen else 'None, None'}, {not frozen}, 0.0, eps)[0]"
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        if operation not in _STATEFUL:
+            return super().reproduction(operation, inputs)
+        tensor = _TENSOR[_narrow(inputs)]
+        return "\n".join(
+            [
+                "import torch",
+                f"tensor = lambda a: {tensor}",
+                "gamma, beta, mean, var = (tensor(a.copy()) for a in (gamma, beta, running_mean, running_var))",
+                "bn = lambda batch, training: "
+                f"{self.called}(tensor(batch), gamma, beta, mean, var, training, momentum, eps)[0]",
+                *_STATEFUL[operation],
+                _ANSWER,
+            ]
+        )
 
     def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
         if frozen:
@@ -72,6 +105,20 @@ class TorchNative(Torch):
         return {"y_train": call(first, True), "y_eval": call(second, False), "y_again": call(first, True)}
 
 
+# What scripts do with bn, which updates mean and var.
+_STATEFUL = {
+    "running": [
+        "for batch in batches:",
+        "    bn(batch, True)",
+        'answer = {"running_mean": mean, "running_var": var}',
+    ],
+    "train_eval_train": [
+        'answer = {"y_train": bn(batches[0], True), "y_eval": bn(batches[1], False)}',
+        'answer["y_again"] = bn(batches[0], True)',
+    ],
+}
+
+
 @cache
 def _dies() -> str:
     """Try in another process whether this one would survive an empty tensor; return the signal that ends it, if any."""
@@ -87,6 +134,7 @@ class TorchDecomposition(TorchNative):
     """That operator's decomposition into elementary ones, which `torch.compile` works with, run eagerly."""
 
     name = "torch-decomposition"
+    called = "torch._decomp.decomposition_table[torch.ops.aten.native_batch_norm.default]"
     may_crash = False
 
     def operator(self) -> Function:
@@ -119,6 +167,19 @@ class TorchModule(Torch):
 
         return normalize
 
+    def expression(self, frozen: bool) -> str:
+        """See `Torch.expression`; `reproduction` puts in the number of spatial axes."""
+        parameters = '"weight": gamma, "bias": beta'
+        if frozen:
+            module, given = "(len(gamma), eps=eps).eval()", f'{parameters}, "running_mean": mean, "running_var": var'
+        else:
+            module, given = "(len(gamma), eps=eps, track_running_stats=False)", parameters
+        return f"torch.func.functional_call(torch.nn.BatchNormNd{module}, {{{given}}}, (x,))"
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        return super().reproduction(operation, inputs).replace("Nd(", f"{max(inputs.x.ndim - 2, 1)}d(")
+
 
 class TorchChannelsLast(Torch):
     """Data in the memory format ``channels_last``, which has kernels of its own; with fewer axes, ones are added."""
@@ -129,6 +190,28 @@ class TorchChannelsLast(Torch):
         """Return batch norm of channels-last data."""
         function = super().batch_norm(inputs, frozen)
         return lambda x, gamma, beta: function(_channels_last(x), gamma, beta).reshape(x.shape)
+
+    def expression(self, frozen: bool) -> str:
+        """See `Torch.expression`; `reproduction` puts in the memory format and the axes."""
+        return super().expression(frozen).replace("(x,", "(x<axes>.contiguous(memory_format=<format>),") + "<back>"
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        if not OPERATIONS[operation].composition and operation not in ("forward", "inference"):
+            raise Unsupported(f"{self.name}: no script for {operation}")
+        added = 4 - inputs.x.ndim
+        return (
+            super()
+            .reproduction(operation, inputs)
+            .replace("<axes>", f".reshape(*x.shape{', 1' * added})" if added > 0 else "")
+            .replace("<format>", "torch.channels_last_3d" if added < 0 else "torch.channels_last")
+            .replace("<back>", ".reshape(x.shape)" if added > 0 else "")
+        )
+
+    def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
+        x, gamma, beta = point
+        answer = super()._forward(function, (_channels_last(x), gamma, beta), inputs, frozen)
+        return answer | {"y": answer["y"].reshape(tuple(x.shape))}
 
     def _module(self, inputs: Inputs) -> Any:
         batch = inputs.batches[0]
@@ -202,3 +285,25 @@ class TorchCompile(Torch):
 
     def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
         return {"y": _array(self.evaluate(function, point))}
+
+    def reproduction(self, operation: str, inputs: Inputs) -> str:
+        """See `Adapter.reproduction`."""
+        if operation not in self.operations:
+            raise Unsupported(f"{self.name}: no {operation}")
+        frozen, gradient = OPERATIONS[operation].frozen, operation.startswith("vjp")
+        arrays = ", ".join(["x", "gamma", "beta"] + ["mean", "var"] * frozen + ["dy"] * gradient)
+        lines = [
+            "import torch",
+            f"{arrays} = ({_TENSOR[_narrow(inputs)]} for a in ({arrays}))",
+            f"bn = lambda x, gamma, beta: {self.expression(frozen)}",
+            f'bn = torch.compile(bn, backend="{self.backend}", fullgraph=True, dynamic=True)',
+        ]
+        if gradient:
+            lines += [
+                "point = [tensor.requires_grad_() for tensor in (x, gamma, beta)]",
+                "gradients = torch.autograd.grad(bn(*point), point, dy)",
+                'answer = dict(zip(("dx", "dgamma", "dbeta"), gradients))',
+            ]
+        else:
+            lines.append('answer = {"y": bn(x, gamma, beta)}')
+        return "\n".join([*lines, _ANSWER])
