@@ -89,6 +89,7 @@ def test_inputs_stay_as_they_were(adapter):
         assert np.array_equal(getattr(inputs, name), getattr(twin, name))
 
 
+@pytest.mark.filterwarnings("ignore:When training, we now always track")
 @pytest.mark.parametrize("operation", sorted((*GRADIENTS, *VALUES)))
 def test_scripts_give_the_adapters_answers(adapter, operation):
     for shape in SHAPES[1:3]:

@@ -232,10 +232,11 @@ def _tensors(*arrays: Array) -> list[Tensor]:
 def _manners() -> Iterator[None]:
     """Turn Paddle's refusal of a mixture of dtypes into `Unsupported`, and silence what is not about the result.
 
-    That is a warning at import on a compiler cache that is missing.
+    That is a warning at import on a compiler cache that is missing, and one that training tracks statistics.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No ccache found")
+        warnings.filterwarnings("ignore", message="When training, we now always track")
         try:
             yield
         except ValueError as error:

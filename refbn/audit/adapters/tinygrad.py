@@ -180,9 +180,12 @@ def _module(inputs: Inputs, vectors: Sequence[Tensor]) -> Any:
 
 
 def _tensor(array: Array) -> Tensor:
-    import tinygrad
+    """Copy an array into a tensor; tinygrad knows NumPy's bfloat16 by its bits alone."""
+    from tinygrad import Tensor, dtypes
 
-    return tinygrad.Tensor(array)
+    if array.dtype.name == "bfloat16":
+        return Tensor(array.view(np.uint16)).bitcast(dtypes.bfloat16)
+    return Tensor(array)
 
 
 def _array(tensor: Tensor) -> Array:
