@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from refbn.audit.adapters._protocol import Unsupported
 from refbn.audit.adapters.openvino import OpenVino
 from tests.audit.difference_quotients import draw
 from tests.audit.test_adapter_onnx import check_script, check_values
@@ -31,6 +32,11 @@ def test_values(dtype, shape):
         check_values(OpenVino(), operation, inputs)
         for array in OpenVino().run(operation, inputs).values():
             assert array.dtype == dtype
+
+
+def test_mixtures_are_unsupported():
+    with pytest.raises(Unsupported, match="one type"):
+        OpenVino().run("inference", draw((4, 3), "float16", "float32"))
 
 
 def test_scripts_give_the_adapters_answers():

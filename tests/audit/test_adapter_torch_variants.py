@@ -143,17 +143,17 @@ def test_compiled(compiled):
         assert deviation(compiled.run("forward", inputs)["y"], plain) <= allowance(inputs)
 
 
-def test_compiled_more_often_than_dynamo_would_by_itself(compiled):
-    compilations = torch._dynamo.utils.counters["frames"]["ok"]
-    for rank in range(2, 5):
+def test_compiled_more_often_than_dynamo_would_by_itself():
+    graphs = []
+    adapter = variants.TorchCompile("eager")
+    adapter.backend = lambda graph, _: graphs.append(graph) or graph.forward
+    for shape in ((3, 2), (3, 2, 2), (3, 2, 2, 2)):
         for form in FORMATS:
-            inputs = draw((3, 2, *(2 for _ in range(rank - 2))), form.dtype, eps=2.0**-9)
-            assert np.isfinite(compiled.run("forward", inputs)["y"].astype(float)).all()
-    # twelve versions of one function; Dynamo's own limit is eight
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= compilations + 12
+            adapter.run("inference", draw(shape, form.dtype))
+    assert len(graphs) == 12  # of one function; Dynamo's own limit is eight
 
 
-@pytest.mark.parametrize("shape", [(6, 2), (4, 3, 5), (3, 2, 2, 2), (2, 2, 2, 3, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 2), (3, 2, 2, 2), (2, 2, 2, 3, 2)], ids=str)
 def test_scripts_give_the_adapters_answers(adapter, shape):
     inputs = draw(shape)
     for operation in ("forward", "inference", "vjp", "jvp_eval", "rev_fwd", "running", "train_eval_train"):

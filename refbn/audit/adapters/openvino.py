@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-from refbn.audit.adapters._protocol import Array
+from refbn.audit.adapters._protocol import Array, Unsupported
 from refbn.audit.adapters.onnx import OnnxRunner
 
 __all__ = ["OpenVino"]
@@ -51,5 +51,11 @@ class OpenVino(OnnxRunner):
         import openvino
 
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": self._threads}
-        compiled = openvino.compile_model(openvino.Core().read_model(model.SerializeToString()), "CPU", options)
+        try:
+            graph = openvino.Core().read_model(model.SerializeToString())
+        except RuntimeError as error:
+            if "Input element types do not match" in str(error):
+                raise Unsupported("openvino: BatchNormInference takes data and parameters of one type") from error
+            raise
+        compiled = openvino.compile_model(graph, "CPU", options)
         return [array.copy() for array in compiled(arrays).values()]
