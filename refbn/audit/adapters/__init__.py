@@ -12,7 +12,7 @@ from typing import Any, cast
 from refbn._errors import DomainError
 from refbn.audit.adapters._protocol import Adapter
 
-__all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "load", "names"]
+__all__ = ["ADAPTERS", "BY_DEFAULT", "VARIANTS", "ZOO", "load", "names"]
 
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("refbn.audit.adapters.torch:Torch", ()),
@@ -41,7 +41,10 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Name → ("module:class", the class's arguments)."""
 
-BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn")
+VARIANTS = tuple(name for name in ADAPTERS if name.startswith("torch-") or "-opset" in name)
+"""Other ways to ask a framework that is in the table already; `torch-compile` takes minutes."""
+
+BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn" and name not in VARIANTS)
 """What is audited when no framework is named; "refbn" is another name of "refbn-native"."""
 
 ZOO = "refbn.audit.adapters.zoo"
