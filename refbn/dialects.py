@@ -179,6 +179,20 @@ _ALL = (
         frozen_flag="use_global_stats=True",
         source="PaddlePaddle 3, paddle.nn.BatchNorm2D",
     ),
+    Dialect(
+        name="tinygrad",
+        eps=1e-5,
+        momentum=0.1,
+        momentum_weighs="new",
+        cumulative=False,
+        unbiased_running_var=True,
+        channel_axis=1,
+        saved_statistic="invstd",
+        attribute_format="float64",
+        single_value="raise",
+        frozen_flag="outside of Context(TRAINING=1), or track_running_stats=False for the opposite",
+        source="tinygrad 0.14, tinygrad.nn.BatchNorm: with one value its m/(m − 1) divides by zero",
+    ),
 )
 
 DIALECTS: dict[str, Dialect] = {d.name: d for d in _ALL}

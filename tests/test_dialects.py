@@ -6,7 +6,7 @@ import pytest
 from refbn.dialects import DIALECTS
 
 
-@pytest.mark.parametrize("name", ["torch", "keras", "flax", "onnx", "paddle"])
+@pytest.mark.parametrize("name", ["torch", "keras", "flax", "onnx", "paddle", "tinygrad"])
 def test_momentum_weighs_one_value_and_its_complement_the_other(name):
     dialect = DIALECTS[name]
     old, new = Fraction(3), Fraction(11)

@@ -27,9 +27,14 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 HOMES = {
     "numba": ("backends/numba.py", "backends/_numba_kernels.py"),
     "ml_dtypes": ("_formats.py",),
-    "torch": ("audit/adapters/torch.py",),
     "tensorflow": ("audit/adapters/tensorflow.py", "audit/adapters/keras.py"),
     "keras": ("audit/adapters/keras.py",),
+    "torch": ("audit/adapters/torch.py", "audit/adapters/torch_variants.py"),
+    "onnx": ("audit/adapters/onnx.py",),
+    "onnxruntime": ("audit/adapters/onnxruntime.py",),
+    "openvino": ("audit/adapters/openvino.py",),
+    "paddle": ("audit/adapters/paddle.py",),
+    "tinygrad": ("audit/adapters/tinygrad.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
     "jinja2": ("audit/report/page.py",),
@@ -38,6 +43,8 @@ HOMES = {
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),
 }
+# Imported inside functions only.
+FRAMEWORKS = {"torch", "onnx", "onnxruntime", "openvino", "paddle", "tinygrad"}
 
 
 def imports(path):
@@ -81,7 +88,7 @@ def test_imports_go_down(path):
         for optional, homes in HOMES.items():
             if name == optional or name.startswith(optional + "."):
                 assert relative.startswith(homes), f"{relative} imports {name}"
-        if head == "torch" or name.startswith("ml_dtypes"):
+        if head in FRAMEWORKS or name.startswith("ml_dtypes"):
             assert not top_level, f"{relative} imports {name} at module level"
         if head == "refbn" and own != "__init__" and room(name) in RANK:
             target = room(name)

@@ -12,10 +12,16 @@ from typing import Any, cast
 from refbn._errors import DomainError
 from refbn.audit.adapters._protocol import Adapter
 
-__all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "is_ours", "load", "names"]
+__all__ = ["ADAPTERS", "BY_DEFAULT", "VARIANTS", "ZOO", "is_ours", "load", "names"]
 
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("refbn.audit.adapters.torch:Torch", ()),
+    "torch-native": ("refbn.audit.adapters.torch_variants:TorchNative", ()),
+    "torch-module": ("refbn.audit.adapters.torch_variants:TorchModule", ()),
+    "torch-channels-last": ("refbn.audit.adapters.torch_variants:TorchChannelsLast", ()),
+    "torch-func": ("refbn.audit.adapters.torch_variants:TorchFunc", ()),
+    "torch-decomposition": ("refbn.audit.adapters.torch_variants:TorchDecomposition", ()),
+    "torch-compile": ("refbn.audit.adapters.torch_variants:TorchCompile", ()),
     "tensorflow": ("refbn.audit.adapters.tensorflow:TensorFlow", ()),
     "tensorflow-nn": ("refbn.audit.adapters.tensorflow:TensorFlowNN", ()),
     "tensorflow-xla": ("refbn.audit.adapters.tensorflow:TensorFlowXLA", ()),
@@ -23,6 +29,17 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "keras-jax": ("refbn.audit.adapters.keras:KerasJax", ()),
     "keras-numpy": ("refbn.audit.adapters.keras:KerasNumPy", ()),
     "keras-tensorflow": ("refbn.audit.adapters.keras:KerasTensorFlow", ()),
+    "onnx-reference": ("refbn.audit.adapters.onnx:OnnxReference", ()),
+    "onnx-reference-opset7": ("refbn.audit.adapters.onnx:OnnxReference", ("7",)),
+    "onnx-reference-opset9": ("refbn.audit.adapters.onnx:OnnxReference", ("9",)),
+    "onnx-reference-opset14": ("refbn.audit.adapters.onnx:OnnxReference", ("14",)),
+    "onnxruntime": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ()),
+    "onnxruntime-opset7": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("7",)),
+    "onnxruntime-opset9": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("9",)),
+    "onnxruntime-opset14": ("refbn.audit.adapters.onnxruntime:OnnxRuntime", ("14",)),
+    "openvino": ("refbn.audit.adapters.openvino:OpenVino", ()),
+    "paddle": ("refbn.audit.adapters.paddle:Paddle", ()),
+    "tinygrad": ("refbn.audit.adapters.tinygrad:Tinygrad", ()),
     "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
@@ -31,7 +48,10 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Name → ("module:class", the class's arguments)."""
 
-BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn")
+VARIANTS = tuple(name for name in ADAPTERS if name.startswith("torch-") or "-opset" in name)
+"""Other ways to ask a framework that is in the table already; `torch-compile` takes minutes."""
+
+BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn" and name not in VARIANTS)
 """What is audited when no framework is named; "refbn" is another name of "refbn-native"."""
 
 ZOO = "refbn.audit.adapters.zoo"

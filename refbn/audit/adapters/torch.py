@@ -39,6 +39,8 @@ class Torch:
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = False
     environment: ClassVar[Mapping[str, str]] = {}
+    functional = False
+    """Whether gradients are taken by `torch.func.grad` even where forward mode takes no part."""
 
     def version(self) -> str | None:
         """Return the installed version, or None; PyTorch is not imported for this."""
@@ -107,6 +109,10 @@ class Torch:
 
         return normalize
 
+    def evaluate(self, function: Function, point: Tensors) -> Any:
+        """Call a finished composition. `torch.compile`'s variant overrides this as well."""
+        return function(*point)
+
     # ---- the operations ---------------------------------------------------------------------------------------
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
@@ -120,13 +126,19 @@ class Torch:
         direction = tuple(_tensor(a) for a in (inputs.x_dot, inputs.gamma_dot, inputs.beta_dot))
         if operation.startswith("vjp"):
             dy = _tensor(inputs.dy)
-            return _gradients(_reverse(lambda *p: _inner((function(*p),), (dy,)))(*_leaves(point)))
+
+            def scalar_product(*p: Tensor) -> Tensor:
+                return _inner((function(*p),), (dy,))
+
+            reverse = _reverse_functional if self.functional else _reverse
+            return _gradients(self.evaluate(reverse(scalar_product), point if self.functional else _leaves(point)))
         if operation.startswith("jvp"):
-            return {"y_dot": _array(_forward_mode(function, direction)(*point))}
+            return {"y_dot": _array(self.evaluate(_forward_mode(function, direction), point))}
 
         modes = asked.composition.split("-")
         composed = _loss(function, _tensor(inputs.w), total="rev" in modes)
-        reverse = _reverse_functional if "fwd" in modes else _reverse
+        functional = self.functional or "fwd" in modes
+        reverse = _reverse_functional if functional else _reverse
         scalar = "rev" in modes  # what `composed` returns at this point of the nesting: L, or a gradient
         for mode in reversed(modes):
             if mode == "fwd":
@@ -134,7 +146,7 @@ class Torch:
             else:
                 composed = reverse(composed if scalar else _along(composed, direction))
                 scalar = False
-        result = composed(*(point if "fwd" in modes else _leaves(point)))
+        result = self.evaluate(composed, point if functional else _leaves(point))
         return _gradients(result) if "rev" in modes else {"value": _array(result.to(point[0].dtype))}
 
     def _forward(self, function: Function, point: Tensors, inputs: Inputs, frozen: bool) -> dict[str, Array]:
