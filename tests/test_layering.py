@@ -27,12 +27,17 @@ HOMES = {
     "numba": ("backends/numba.py", "backends/_numba_kernels.py"),
     "ml_dtypes": ("_formats.py",),
     "torch": ("audit/adapters/torch.py",),
+    "jax": ("audit/adapters/_jax.py", *(f"audit/adapters/{name}.py" for name in ("jax", "flax", "equinox"))),
+    "flax": ("audit/adapters/flax.py",),
+    "equinox": ("audit/adapters/equinox.py",),
+    "autograd": ("audit/adapters/autograd.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
     "hypothesis": ("testing/",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),
 }
+FRAMEWORKS = {"torch", "jax", "flax", "equinox", "autograd"}
 
 
 def imports(path):
@@ -76,7 +81,7 @@ def test_imports_go_down(path):
         for optional, homes in HOMES.items():
             if name == optional or name.startswith(optional + "."):
                 assert relative.startswith(homes), f"{relative} imports {name}"
-        if head == "torch" or name.startswith("ml_dtypes"):
+        if head in FRAMEWORKS or name.startswith("ml_dtypes"):
             assert not top_level, f"{relative} imports {name} at module level"
         if head == "refbn" and own != "__init__" and room(name) in RANK:
             target = room(name)

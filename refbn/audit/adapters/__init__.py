@@ -16,6 +16,17 @@ __all__ = ["ADAPTERS", "BY_DEFAULT", "ZOO", "load", "names"]
 
 ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("refbn.audit.adapters.torch:Torch", ()),
+    "jax": ("refbn.audit.adapters.jax:Jax", ()),
+    "jax-standardize": ("refbn.audit.adapters.jax:Standardize", ("fast",)),
+    "jax-standardize-stable": ("refbn.audit.adapters.jax:Standardize", ("stable",)),
+    "flax-linen": ("refbn.audit.adapters.flax:Linen", ()),
+    "flax-linen-two-pass": ("refbn.audit.adapters.flax:Linen", ("two-pass",)),
+    "flax-nnx": ("refbn.audit.adapters.flax:Nnx", ()),
+    "flax-nnx-two-pass": ("refbn.audit.adapters.flax:Nnx", ("two-pass",)),
+    "equinox": ("refbn.audit.adapters.equinox:Equinox", ("batch",)),
+    "equinox-ema": ("refbn.audit.adapters.equinox:Equinox", ("ema",)),
+    "autograd": ("refbn.audit.adapters.autograd:Autograd", ("var",)),
+    "autograd-mean": ("refbn.audit.adapters.autograd:Autograd", ("mean",)),
     "refbn": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-native": ("refbn.audit.adapters.own:Own", ("native",)),
     "refbn-numba": ("refbn.audit.adapters.own:Own", ("numba",)),
