@@ -90,10 +90,11 @@ def _inner(a: Point, b: Point, calculus: Calculus) -> Value:
 def script(
     operation: Operation, names: Sequence[str], call: str = "{}(*point)", wide: str = '{}.astype("float64")'
 ) -> list[str]:
-    """Return the lines that compose an operation from ``batch_norm``, ``grad(f)``, ``jvp(f)``, ``point``, ``direction``.
+    """Return the lines of a script that compose an operation.
 
-    The framework's own lines, which stand above them, define these; ``jvp(f)`` is the derivative along ``direction``.
-    `call` says how a function is called, `wide` how an array is turned into binary64.
+    The framework's own lines, which stand above them, define ``batch_norm``, ``point``, ``direction``, ``grad(f)`` and
+    ``jvp(f)``, the derivative along ``direction``. `call` says how a function is called, `wide` how an
+    array is turned into binary64.
     """
     inner = [
         "",
@@ -111,7 +112,8 @@ def script(
         "",
         "def loss(*p):",
         f"    y = {wide.format('batch_norm(*p)')}",
-        f"    return {'(w * (y * y / 2 + y * y * y / 6)).sum()' if 'rev' in modes else 'w * (y * y / 2 + y * y * y / 6)'}",
+        "    f = w * (y * y / 2 + y * y * y / 6)",
+        f"    return {'f.sum()' if 'rev' in modes else 'f'}",
     ]
     text, scalar, twice = "loss", "rev" in modes, False
     for mode in reversed(modes):

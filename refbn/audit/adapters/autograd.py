@@ -3,7 +3,7 @@
 Reverse mode is `autograd.grad`, forward mode `autograd.make_jvp`, nested literally (`refbn.audit.adapters._nested`).
 autograd has no bfloat16, and no threads of its own.
 
-The variance is ``np.var(x)``, or in the variant "autograd-mean" ``np.mean((x − mean)²)``: the same function, but made of
+The variance is ``np.var(x)``, or in the variant "autograd-mean" ``np.mean((x − mean)²)``: the same function, made of
 operations that autograd differentiates by other rules.
 
 The loss is brought to binary64 by ``astype``, which rounds the cotangent on its way back. There is no forward rule for
@@ -129,12 +129,8 @@ class Autograd:
 
     def _statistics_script(self, rank: int) -> list[str]:
         """Return the lines that define ``batch_norm`` in training."""
-        axes = axes_of(rank)
-        var = (
-            f"anp.var(x, {axes})"
-            if self.variance == "var"
-            else f"anp.mean((x - anp.reshape(mean, {column(rank)})) ** 2, {axes})"
-        )
+        axes, squares = axes_of(rank), f"(x - anp.reshape(mean, {column(rank)})) ** 2"
+        var = f"anp.var(x, {axes})" if self.variance == "var" else f"anp.mean({squares}, {axes})"
         return [
             "def statistics(x):",
             f"    mean = anp.mean(x, {axes})",

@@ -177,9 +177,9 @@ def _apply(layer: Any, x: Value, state: State, **options: bool) -> tuple[Value, 
     """Apply the layer to a batch, as its documentation says."""
     import jax
 
-    def one(sample: Value, state: State) -> tuple[Value, State]:
+    def one(sample: Value, state: State) -> Any:
         return layer(sample, state, **options)
 
     mapped = jax.vmap(one, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
-    y, state = mapped(x, state)
-    return y, state
+    y, moved = mapped(x, state)
+    return y, moved

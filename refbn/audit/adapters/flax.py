@@ -1,7 +1,10 @@
 """Flax on JAX: ``flax.linen.BatchNorm`` and ``flax.nnx.BatchNorm``, with the channels on ``axis=1``.
 
 By default both compute the variance as E[x²] − E[x]² (``use_fast_variance=True``, google/flax#1491); the variants whose
-names end in "-two-pass" switch that off. The running statistics hold what they are given, in its dtype.
+names end in "-two-pass" switch that off.
+
+The running statistics hold what they are given, in its dtype. Both modules make theirs in binary32; for
+binary64 that is replaced, as it is when a user restores binary64 values.
 """
 
 from __future__ import annotations
@@ -80,7 +83,8 @@ class Linen(_Flax):
     def _module(self, eps: float, **options: Any) -> Any:
         from flax import linen
 
-        return linen.BatchNorm(axis=1, epsilon=eps, **options, **self.options)
+        module: Any = linen.BatchNorm
+        return module(axis=1, epsilon=eps, **options, **self.options)
 
     def _train(
         self, eps: float, momentum: float | None, gamma: Value, beta: Value, state: dict[str, Value], x: Value
@@ -154,7 +158,10 @@ class Nnx(_Flax):
 
     def forward(self, eps: float, x: Value, gamma: Value, beta: Value) -> dict[str, Value]:
         """With momentum 0 the running statistics are those of the batch."""
-        module = self._module(eps, 0.0, gamma, beta, None)
+        import jax.numpy as jnp
+
+        start = jnp.zeros_like(gamma, dtype=jnp.promote_types(gamma.dtype, jnp.float32))
+        module = self._module(eps, 0.0, gamma, beta, (start, start))
         return {"y": module(x), "mean": module.mean[...], "var": module.var[...]}
 
     def inference(self, eps: float, x: Value, gamma: Value, beta: Value, mean: Value, var: Value) -> Value:
@@ -182,22 +189,14 @@ class Nnx(_Flax):
         return {"y_train": y_train, "y_eval": y_eval, "y_again": module(batches[0])}
 
     def _module(
-        self, eps: float, momentum: float | None, gamma: Value, beta: Value, running: tuple[Value, Value] | None
+        self, eps: float, momentum: float | None, gamma: Value, beta: Value, running: tuple[Value, Value]
     ) -> Any:
         from flax import nnx
 
-        module: Any = nnx.BatchNorm(
-            gamma.size,
-            axis=1,
-            epsilon=eps,
-            momentum=momentum,
-            param_dtype=gamma.dtype,
-            rngs=nnx.Rngs(0),
-            **self.options,
-        )
+        options: dict[str, Any] = {"epsilon": eps, "momentum": momentum, **self.options}
+        module: Any = nnx.BatchNorm(gamma.size, axis=1, param_dtype=gamma.dtype, rngs=nnx.Rngs(0), **options)
         module.scale[...], module.bias[...] = gamma, beta
-        if running is not None:
-            module.mean[...], module.var[...] = running
+        module.mean, module.var = (nnx.BatchStat(statistic) for statistic in running)
         return module
 
     def definition(self, inputs: Inputs, frozen: bool) -> list[str]:
@@ -209,7 +208,7 @@ class Nnx(_Flax):
             "    module.scale[...], module.bias[...] = gamma, beta",
         ]
         if frozen:
-            lines.append("    module.mean[...], module.var[...] = mean, var")
+            lines.append("    module.mean, module.var = nnx.BatchStat(mean), nnx.BatchStat(var)")
         return [*lines, "    return module(x)"]
 
     def _made(self, options: str) -> str:
@@ -221,6 +220,8 @@ class Nnx(_Flax):
         """See `OnJax.statistics`."""
         return [
             f"module = {self._made('momentum=0.0')}  # whose running statistics are the batch's",
+            "start = jnp.zeros(gamma.size, jnp.promote_types(gamma.dtype, jnp.float32))",
+            "module.mean, module.var = nnx.BatchStat(start), nnx.BatchStat(start)",
             "module(x)",
             'answer |= {"mean": np.asarray(module.mean[...]), "var": np.asarray(module.var[...])}',
         ]
@@ -230,7 +231,8 @@ class Nnx(_Flax):
         lines = [
             f"module = {self._made('momentum=momentum')}",
             "module.scale[...], module.bias[...] = jnp.asarray(gamma), jnp.asarray(beta)",
-            "module.mean[...], module.var[...] = jnp.asarray(running_mean), jnp.asarray(running_var)",
+            "module.mean = nnx.BatchStat(jnp.asarray(running_mean))",
+            "module.var = nnx.BatchStat(jnp.asarray(running_var))",
         ]
         if operation == "running":
             return [

@@ -6,7 +6,7 @@ documentation; "stable" takes two passes.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from refbn.audit.adapters._jax import STATELESS, OnJax, Value, axes_of, column
 from refbn.audit.adapters._protocol import Inputs
@@ -81,18 +81,21 @@ class Standardize(OnJax):
 
     def forward(self, eps: float, x: Value, gamma: Value, beta: Value) -> dict[str, Value]:
         """See `OnJax.forward`."""
-        from jax import nn
-
         shape = column(x.ndim)
-        xhat = nn.standardize(x, axis=axes_of(x.ndim), epsilon=eps, algorithm=self.algorithm)
+        xhat = self._standardize(x, axes_of(x.ndim), epsilon=eps)
         return {"y": xhat * gamma.reshape(shape) + beta.reshape(shape)}
 
     def inference(self, eps: float, x: Value, gamma: Value, beta: Value, mean: Value, var: Value) -> Value:
         """See `OnJax.inference`."""
+        gamma, beta, mean, var = (vector.reshape(column(x.ndim)) for vector in (gamma, beta, mean, var))
+        return self._standardize(x, axes_of(x.ndim), mean, var, eps) * gamma + beta
+
+    def _standardize(self, *arguments: Any, **options: Any) -> Value:
         from jax import nn
 
-        gamma, beta, mean, var = (vector.reshape(column(x.ndim)) for vector in (gamma, beta, mean, var))
-        return nn.standardize(x, axes_of(x.ndim), mean, var, eps, algorithm=self.algorithm) * gamma + beta
+        standardize: Any = nn.standardize  # older versions have the fast algorithm alone, and no word for it
+        chosen = {} if self.algorithm == "fast" else {"algorithm": self.algorithm}
+        return standardize(*arguments, **options, **chosen)
 
     def definition(self, inputs: Inputs, frozen: bool) -> list[str]:
         """See `OnJax.definition`."""
