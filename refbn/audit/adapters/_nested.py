@@ -125,5 +125,5 @@ def script(
             scalar = False
     if twice:
         lines += inner
-    value = 'answer = {"value": np.asarray(result)}'
+    value = 'answer = {"value": np.asarray(result).astype(x.dtype)}'
     return [*lines, "", f"result = {call.format(text)}", gradients if "rev" in modes else value]
