@@ -23,8 +23,8 @@ from tests.audit.difference_quotients import allowance, deviation, draw, truth
 jax = pytest.importorskip("jax", reason="the extra 'jax' is not installed")
 
 NAMES = ["jax", "jax-standardize", "jax-standardize-stable"]
-# JAX compiles each operation for each shape and dtype, which is what these tests spend their time on: so the composition
-# is asked everything, the others a sample.
+# JAX compiles each operation for each shape and dtype, and these tests spend their time on that. So one adapter is
+# asked everything, the others a sample.
 SAMPLE = ["vjp", "fwd_rev", "rev_eval"]
 
 
