@@ -124,7 +124,7 @@ def test_what_equinox_does_not_offer():
 
 
 def test_the_running_variance_is_found():
-    findings = run_case(load("equinox")[0], parse("state:running:f32:8x3x2:scale=3,steps=3"))
+    findings = run_case(load("equinox")[0], parse("types:running:f64:8x3:steps=2"))
     verdicts = {finding.output: finding.verdict for finding in findings}
     assert verdicts["running_mean"] in ("exact", "accurate")
     if metadata.version("equinox").startswith("0.13."):
