@@ -49,6 +49,8 @@ def test_forward(name):
     check_forward(load(name)[0], ("mean", "var"))
 
 
+# NNX assigns statistics to the variable that holds them; JAX warns where that is narrower.
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 @pytest.mark.parametrize(("dtype", "param"), [("float16", None), ("bfloat16", "float32"), ("float64", "float32")])
 @pytest.mark.parametrize("operation", ["vjp", "running"])
 @pytest.mark.parametrize("name", BOTH)

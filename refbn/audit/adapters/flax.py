@@ -203,8 +203,10 @@ class Nnx(_Flax):
         """See `OnJax.definition`."""
         point = "x, gamma, beta, mean, var" if frozen else "x, gamma, beta"
         lines = [
+            self._options_script,
+            "",
             f"def batch_norm({point}):",
-            f"    module = {self._made('use_running_average=True' if frozen else '')}",
+            f"    module = {self._made('use_running_average=True, ' if frozen else '')}",
             "    module.scale[...], module.bias[...] = gamma, beta",
         ]
         if frozen:
@@ -212,14 +214,16 @@ class Nnx(_Flax):
         return [*lines, "    return module(x)"]
 
     def _made(self, options: str) -> str:
-        more = f", {options}" if options else ""
-        call = f"gamma.size, axis=1, epsilon=eps, param_dtype=gamma.dtype, rngs=nnx.Rngs(0){more}{self.written}"
-        return f"nnx.BatchNorm({call})"
+        return f"nnx.BatchNorm(gamma.size, rngs=nnx.Rngs(0), {options}**options)"
+
+    @property
+    def _options_script(self) -> str:
+        return f"options = dict(axis=1, epsilon=eps, param_dtype=gamma.dtype{self.written})"
 
     def statistics(self, inputs: Inputs) -> list[str]:
         """See `OnJax.statistics`."""
         return [
-            f"module = {self._made('momentum=0.0')}  # whose running statistics are the batch's",
+            f"module = {self._made('momentum=0.0, ')}  # whose running statistics are the batch's",
             "start = jnp.zeros(gamma.size, jnp.promote_types(gamma.dtype, jnp.float32))",
             "module.mean, module.var = nnx.BatchStat(start), nnx.BatchStat(start)",
             "module(x)",
@@ -229,7 +233,8 @@ class Nnx(_Flax):
     def steps(self, operation: str, inputs: Inputs) -> list[str]:
         """See `OnJax.steps`."""
         lines = [
-            f"module = {self._made('momentum=momentum')}",
+            self._options_script,
+            f"module = {self._made('momentum=momentum, ')}",
             "module.scale[...], module.bias[...] = jnp.asarray(gamma), jnp.asarray(beta)",
             "module.mean = nnx.BatchStat(jnp.asarray(running_mean))",
             "module.var = nnx.BatchStat(jnp.asarray(running_var))",
