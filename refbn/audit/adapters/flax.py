@@ -223,7 +223,8 @@ class Nnx(_Flax):
     def statistics(self, inputs: Inputs) -> list[str]:
         """See `OnJax.statistics`."""
         return [
-            f"module = {self._made('momentum=0.0, ')}  # whose running statistics are the batch's",
+            "# with momentum 0 the running statistics are the batch's",
+            f"module = {self._made('momentum=0.0, ')}",
             "start = jnp.zeros(gamma.size, jnp.promote_types(gamma.dtype, jnp.float32))",
             "module.mean, module.var = nnx.BatchStat(start), nnx.BatchStat(start)",
             "module(x)",
