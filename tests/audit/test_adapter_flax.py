@@ -20,6 +20,9 @@ from tests.audit.difference_quotients import allowance, deviation, draw
 jax = pytest.importorskip("jax", reason="the extra 'jax' is not installed")
 pytest.importorskip("flax", reason="the extra 'flax' is not installed")
 
+# NNX makes its running statistics in binary32 and assigns those of a binary64 batch to them: JAX warns.
+pytestmark = pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
+
 BOTH = ["flax-linen", "flax-nnx"]
 NAMES = [*BOTH, "flax-linen-two-pass", "flax-nnx-two-pass"]
 
@@ -49,8 +52,6 @@ def test_forward(name):
     check_forward(load(name)[0], ("mean", "var"))
 
 
-# NNX assigns statistics to the variable that holds them; JAX warns where that is narrower.
-@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")
 @pytest.mark.parametrize(("dtype", "param"), [("float16", None), ("bfloat16", "float32"), ("float64", "float32")])
 @pytest.mark.parametrize("operation", ["vjp", "running"])
 @pytest.mark.parametrize("name", BOTH)
