@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from fractions import Fraction
 
-__all__ = ["DIALECTS", "Dialect"]
+__all__ = ["DIALECTS", "Dialect", "debiased_weight"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Dialect:
         What the framework calls "use the running statistics", and its sense.
     source : str
         Where the facts are documented.
+    debiased : bool
+        Whether the running statistics are divided by the sum of the weights so far, 1 − momentumⁿ: then where they
+        start has no weight, and the first batch all of it. Only with ``momentum_weighs="old"``.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Dialect:
     single_value: Literal["raise", "compute"]
     frozen_flag: str
     source: str
+    debiased: bool = False
 
     def attribute(self, value: float) -> float:
         """Return ``value`` as the framework stores it: rounded to `attribute_format`."""
@@ -91,7 +95,17 @@ class Dialect:
 
         if momentum is None:
             return Fraction(1, step), True
+        if self.debiased:
+            return debiased_weight(Fraction(self.attribute(momentum)), step), True
         return Fraction(self.attribute(momentum)), self.momentum_weighs == "new"
+
+
+def debiased_weight(momentum: Fraction, step: int) -> Fraction:
+    """Return the weight of batch n in an average that is divided by its weights: (1 − m)/(1 − mⁿ).
+
+    It is 1 for the first batch. For m = 1 that is 0/0, and its limit 1/n is returned, the cumulative average.
+    """
+    return 1 / sum((momentum**k for k in range(step)), start=0 * momentum)
 
 
 _ALL = (
@@ -192,6 +206,21 @@ _ALL = (
         single_value="raise",
         frozen_flag="outside of Context(TRAINING=1), or track_running_stats=False for the opposite",
         source="tinygrad 0.14, tinygrad.nn.BatchNorm: with one value its m/(m − 1) divides by zero",
+    ),
+    Dialect(
+        name="equinox",
+        eps=1e-5,
+        momentum=0.99,
+        momentum_weighs="old",
+        cumulative=False,
+        unbiased_running_var=False,
+        channel_axis=1,
+        saved_statistic="var",
+        attribute_format="float64",
+        single_value="compute",
+        frozen_flag="inference_mode(), or inference=True",
+        source='Equinox 0.13, equinox.nn.BatchNorm(mode="batch")',
+        debiased=True,
     ),
 )
 

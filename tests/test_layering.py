@@ -35,6 +35,10 @@ HOMES = {
     "openvino": ("audit/adapters/openvino.py",),
     "paddle": ("audit/adapters/paddle.py",),
     "tinygrad": ("audit/adapters/tinygrad.py",),
+    "jax": ("audit/adapters/_jax.py", *(f"audit/adapters/{name}.py" for name in ("jax", "flax", "equinox"))),
+    "flax": ("audit/adapters/flax.py",),
+    "equinox": ("audit/adapters/equinox.py",),
+    "autograd": ("audit/adapters/autograd.py",),
     "rich": ("audit/",),
     "jsonschema": ("audit/",),
     "jinja2": ("audit/report/page.py",),
@@ -44,7 +48,20 @@ HOMES = {
     "refbn._native": ("backends/native.py",),
 }
 # Imported inside functions only.
-FRAMEWORKS = {"torch", "onnx", "onnxruntime", "openvino", "paddle", "tinygrad"}
+FRAMEWORKS = {
+    "torch",
+    "jax",
+    "flax",
+    "equinox",
+    "autograd",
+    "tensorflow",
+    "keras",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "paddle",
+    "tinygrad",
+}
 
 
 def imports(path):

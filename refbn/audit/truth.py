@@ -29,7 +29,7 @@ from refbn._formats import BINARY64, Format, load, round_to
 from refbn.audit.adapters._protocol import Inputs
 from refbn.audit.budget import SAFETY, Model, Running
 from refbn.audit.cases import Case, make_inputs
-from refbn.dialects import DIALECTS, Dialect
+from refbn.dialects import DIALECTS, Dialect, debiased_weight
 from refbn.exact import program
 from refbn.exact.derive import derivatives
 from refbn.exact.numbers import Exact
@@ -89,12 +89,15 @@ class Conventions:
         Whether the running variance takes the batch's with m − 1.
     differentiates_statistics : bool
         Whether frozen statistics take part in derivatives.
+    debiased : bool
+        Whether the running statistics are divided by the sum of their weights.
     """
 
     narrow_attributes: bool
     weighs_new: bool
     unbiased: bool
     differentiates_statistics: bool
+    debiased: bool = False
 
     @classmethod
     def of(cls, dialect: Dialect, differentiates_statistics: bool) -> Conventions:
@@ -104,6 +107,7 @@ class Conventions:
             weighs_new=dialect.momentum_weighs == "new",
             unbiased=dialect.unbiased_running_var,
             differentiates_statistics=differentiates_statistics,
+            debiased=dialect.debiased,
         )
 
     def attribute(self, value: float) -> Fraction:
@@ -115,6 +119,8 @@ class Conventions:
         if momentum is None:
             return Fraction(1, step)
         weight = self.attribute(momentum)
+        if self.debiased:
+            return debiased_weight(weight, step)
         return weight if self.weighs_new else 1 - weight
 
     def relevant(self, case: Case) -> Conventions:
@@ -124,6 +130,7 @@ class Conventions:
             self,
             weighs_new=self.weighs_new or not stateful,
             unbiased=self.unbiased or not stateful,
+            debiased=self.debiased and stateful,
             differentiates_statistics=self.differentiates_statistics and case.op.frozen,
         )
 
@@ -241,6 +248,7 @@ def alternatives(case: Case, output: str, conventions: Conventions, far_off: boo
         flips = [
             {"unbiased": not conventions.unbiased},
             {"weighs_new": not conventions.weighs_new},
+            {"debiased": not conventions.debiased},
             {"narrow_attributes": not conventions.narrow_attributes},
         ]
         changes += flips + [{**a, **b} for i, a in enumerate(flips) for b in flips[i + 1 :]]
@@ -259,6 +267,8 @@ def _phrase(change: Mapping[str, bool]) -> str:
         ("unbiased", False): "with m",
         ("weighs_new", True): "with momentum weighing the new value",
         ("weighs_new", False): "with momentum weighing the old value",
+        ("debiased", True): "debiased, so that the start has no weight",
+        ("debiased", False): "with the weight that the start has in a plain average",
         ("narrow_attributes", True): "with attributes stored as binary32",
         ("narrow_attributes", False): "with attributes stored as binary64",
     }

@@ -263,7 +263,7 @@ def test_the_other_running_variance_has_a_name():
     text = "state:running:f32:8x3x2:scale=3"
     other = dataclasses.replace(CONVENTIONS, unbiased=False)
     got = right(truth.expect(parse(text), other)["running_var"])
-    assert explained(text, "running_var", got)[0] == "running_var with m: keras, flax, onnx, paddle dialects"
+    assert explained(text, "running_var", got)[0] == "running_var with m: keras, flax, onnx, paddle, equinox dialects"
     back = right(truth.expect(parse(text), CONVENTIONS)["running_var"])
     assert explained(text, "running_var", back, other)[0] == "running_var with m − 1: torch, tensorflow dialects"
 
