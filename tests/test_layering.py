@@ -17,8 +17,10 @@ LAYERS = [
     {"exact"},
     {"backends"},
     {"_api"},
-    {"layer", "testing"},
+    {"layer"},
     {"audit"},
+    {"testing"},
+    {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -28,8 +30,8 @@ HOMES = {
     "ml_dtypes": ("_formats.py",),
     "torch": ("audit/adapters/torch.py",),
     "rich": ("audit/",),
-    "jsonschema": ("audit/",),
-    "hypothesis": ("testing/",),
+    "jsonschema": ("audit/", "testing/vectors/"),
+    "hypothesis": ("testing/strategies.py",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from refbn.audit.runner import Progress
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What a subcommand is added to; it sets the default ``command``, a function from the options to the exit status."""
+    """What a subcommand is added to. It sets ``command``, a function from the options to the exit status."""
 
 __all__ = ["main"]
 

@@ -7,8 +7,8 @@ own arrays, `make_inputs` the inputs of a case. `refbn.testing.strategies` has s
 """
 
 from refbn.audit.adapters._protocol import Inputs, Unsupported
-from refbn.audit.cases import Case, make_inputs, parse
-from refbn.testing.accuracy import Truth, assert_accurate, truth
+from refbn.audit.cases import Case, parse
+from refbn.testing.accuracy import Truth, assert_accurate, make_inputs, truth
 from refbn.testing.functions import Functions, adapter_of
 from refbn.testing.suite import Check, parametrize_with_cases
 

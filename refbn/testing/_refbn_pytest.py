@@ -5,6 +5,13 @@ package, since importing anything inside a package runs the package's ``__init__
 second half is `refbn.testing.plugin`, imported when a test with `refbn.testing.parametrize_with_cases` is met.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
 MARK = "refbn_cases"
 KEY = "refbn"
 
@@ -16,7 +23,7 @@ _LISTS = (
 )
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options and ini values."""
     group = parser.getgroup("refbn", "refbn: batch norm against the exact truth")
     group.addoption(
@@ -41,12 +48,12 @@ def pytest_addoption(parser):
     parser.addini("refbn_strict", "whether cases of refbn's audit that are lossy fail", type="bool", default=False)
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     """Name the mark."""
     config.addinivalue_line("markers", f"{MARK}(suite): one test for each case of refbn's audit")
 
 
-def pytest_report_header(config):
+def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what is chosen, if anything is."""
     chosen = [
         f"{name[8:].replace('_', '-')} {', '.join(value) if isinstance(value, list) else value}"
@@ -58,7 +65,7 @@ def pytest_report_header(config):
     return f"refbn: {'; '.join(chosen)}" if chosen else None
 
 
-def pytest_generate_tests(metafunc):
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the tests of a function that `parametrize_with_cases` has marked."""
     mark = metafunc.definition.get_closest_marker(MARK)
     if mark is not None:
@@ -67,7 +74,7 @@ def pytest_generate_tests(metafunc):
         plugin.generate(metafunc, mark.args[0])
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Sum up refbn's cases, which reports carry, from other processes too."""
     stats = terminalreporter.stats
     records = [

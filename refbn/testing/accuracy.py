@@ -18,9 +18,10 @@ from refbn import _validate
 from refbn._errors import DomainError, ShapeError
 from refbn._formats import Format, format_of
 from refbn._types import Forward
+from refbn.audit import cases as audit_cases
 from refbn.audit import truth as audit_truth
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs
-from refbn.audit.cases import Case, make_inputs, parse
+from refbn.audit.cases import Case, parse
 from refbn.audit.compare import Comparison, Verdict, compare
 from refbn.audit.truth import Conventions, Expected
 from refbn.dialects import Dialect
@@ -30,12 +31,16 @@ from refbn.exact.rounding import round_pairs
 from refbn.testing.hexfloat import to_hex
 from refbn.testing.pattern import pattern
 
-__all__ = ["PASSED", "Truth", "assert_accurate", "describe", "truth"]
+__all__ = ["PASSED", "TRACE", "Truth", "assert_accurate", "describe", "make_inputs", "truth"]
 
 Doubles = npt.NDArray[np.float64]
 
 PASSED: tuple[Verdict, ...] = ("exact", "accurate", "dialect", "unsupported")
 """The verdicts that are within the bound, or about another question."""
+
+
+TRACE = "trace  "
+"""Begins the line that says what an error looks like."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +80,16 @@ def truth(operation: str, *, eps: float = 1e-5, dialect: str | Dialect = "torch"
     Parameters
     ----------
     operation : str
-        As in the audit: ``"forward"``, ``"vjp"`` (backward), ``"jvp"``, ``"inference"``, ``"vjp_eval"``, ``"rev_rev"``, …
-        (`refbn.audit.adapters._protocol.OPERATIONS`).
+        As in the audit: ``"forward"``, ``"vjp"`` (backward), ``"jvp"``, ``"inference"``, ``"vjp_eval"``, ``"rev_rev"``
+        and so on (`refbn.audit.adapters._protocol.OPERATIONS`).
     eps : float
         ε.
     dialect : str or Dialect
         Whose conventions hold for running statistics and for how ε is stored.
     **arrays
-        Of the names of `refbn.audit.adapters._protocol.Inputs`, channels on axis 1: x, always; gamma and beta, by default
-        ones and zeros; dy, x_dot, gamma_dot, …, mean and var as the operation needs them, directions by default zeros;
-        for ``"running"`` also ``momentum``, and ``x`` is the one training batch.
+        Of the names of `Inputs`, channels on axis 1: x, always; gamma and beta, by default ones and zeros; dy, x_dot,
+        gamma_dot, …, mean and var as the operation needs them, directions by default zeros; for ``"running"`` also
+        ``momentum``, and ``x`` is the one training batch.
 
     Returns
     -------
@@ -96,9 +101,7 @@ def truth(operation: str, *, eps: float = 1e-5, dialect: str | Dialect = "torch"
         If the operation is unknown, or an array that it needs is missing.
     """
     if operation not in OPERATIONS:
-        raise DomainError(
-            f"operation: {operation!r}, expected one of {', '.join(OPERATIONS)}", argument="operation"
-        )
+        raise DomainError(f"operation: {operation!r}, expected one of {', '.join(OPERATIONS)}", argument="operation")
     momentum = arrays.pop("momentum", 0.1)
     op = OPERATIONS[operation]
     needed = ["x", *(("mean", "var") if op.frozen else ())]
@@ -139,6 +142,17 @@ def truth(operation: str, *, eps: float = 1e-5, dialect: str | Dialect = "torch"
     )
     conventions = Conventions.of(_validate.dialect(dialect), True)
     return Truth(case, inputs, True, audit_truth.expect_from(case, inputs, conventions))
+
+
+def make_inputs(case: Case | str) -> Inputs:
+    """Return the inputs of a case of the audit, as NumPy arrays with the channels on axis 1.
+
+    Parameters
+    ----------
+    case : Case or str
+        The case, or its descriptor, as it stands in the id of a test.
+    """
+    return audit_cases.make_inputs(parse(case) if isinstance(case, str) else case)
 
 
 def assert_accurate(
@@ -219,11 +233,14 @@ def assert_accurate(
         if comparison.verdict not in (*PASSED, "lossy") or (comparison.verdict == "lossy" and not lossy_ok):
             paragraphs.append(describe(name, array, told, comparison, about))
     if paragraphs:
-        raise AssertionError("\n".join(["not accurate", *paragraphs, *_context(known)]))
+        raise AssertionError("\n".join(["not accurate", *paragraphs, *(context(known) if known else ())]))
 
 
 def describe(name: str, got: Array, expected: Expected, comparison: Comparison, about: Truth | None = None) -> str:
-    """Write what one comparison found: one line for each of place, got, exact, errors, bound and pattern."""
+    """Write what one comparison found: a line for each of place, got, exact, error and bound, and one for the pattern.
+
+    The last line begins with `TRACE`, if the error has a pattern.
+    """
     at = comparison.worst
     title = f"{name} is {comparison.verdict}" + (f": {comparison.note}" if comparison.note else "")
     lines = []
@@ -245,8 +262,9 @@ def describe(name: str, got: Array, expected: Expected, comparison: Comparison, 
                 f"error  {_errors(comparison, off=float(abs(period[at] - expected.high[at] - expected.low[at])))}",
                 f"bound  {allowed[at]:.3g}",
             ]
-        if about is not None and off.any() and (text := pattern(about.case, about.inputs, period, expected.high, allowed)):
-            lines.append(f"trace  {text}")
+        if about is not None and off.any():
+            text = pattern(about.case, about.inputs, period, expected.high, allowed)
+            lines += [f"{TRACE}{text}"] if text else []
     return "\n    ".join([title, *lines])
 
 
@@ -259,13 +277,13 @@ def _number(value: float) -> str:
 
 def _errors(comparison: Comparison, off: float) -> str:
     """Say how large the error is, by each of the three numbers."""
-    text = f"{off:.3g}"
-    if comparison.max_ulp is not None and comparison.max_scaled_ulp is not None and comparison.bound_ratio is not None:
-        text += (
-            f"; the output's largest: {comparison.max_ulp:.3g} ulp, {comparison.max_scaled_ulp:.3g} ulp of the largest "
-            f"value in the channel (scaled), {comparison.bound_ratio:.3g} times the bound"
-        )
-    return text
+    ulp, scaled, ratio = comparison.max_ulp, comparison.max_scaled_ulp, comparison.bound_ratio
+    if ulp is None or scaled is None or ratio is None:
+        return f"{off:.3g}"
+    return (
+        f"{off:.3g} here; at most {ulp:.3g} ulp, {scaled:.3g} scaled ulp (of the channel's largest value), "
+        f"{ratio:.3g} times the bound"
+    )
 
 
 def _channels(off: npt.NDArray[np.bool_]) -> str:
@@ -278,15 +296,13 @@ def _channels(off: npt.NDArray[np.bool_]) -> str:
     return f", in channel{'s' if len(hit) > 1 else ''} {', '.join(map(str, hit[:8]))}{', …' if len(hit) > 8 else ''}"
 
 
-def _context(known: Truth | None) -> list[str]:
-    if known is None:
-        return []
+def context(known: Truth) -> list[str]:
+    """Return the last lines of a message: what was asked, and of what."""
     case = known.case
-    label = "your own inputs, as in" if known.given else "case"
-    return [
-        f"{label} {case}",
-        f"{case.operation}: {case.op.meaning}; m = {case.count}, eps = {case.eps!r}",
-    ]
+    asked = f"{case.operation}: {case.op.meaning}; m = {case.count}, eps = {case.eps!r}"
+    if known.given:
+        return [asked, f"inputs: your own, {case.format.name} {case.shape}, parameters {case.param_format.name}"]
+    return [asked, f"case {case}", f"inputs: refbn.testing.make_inputs({str(case)!r})"]
 
 
 # ---- the exact side --------------------------------------------------------------------------------------------------
@@ -304,7 +320,7 @@ def _known(exact: Any, dialect: str | Dialect) -> Truth | None:
     if isinstance(exact, Forward):
         saved = exact.saved
         (axis,) = saved.geometry.affine_axes
-        arrays = {"x": np.moveaxis(saved.x, axis, 1), "gamma": saved.gamma, "beta": saved.beta}
+        arrays: dict[str, Any] = {"x": np.moveaxis(saved.x, axis, 1), "gamma": saved.gamma, "beta": saved.beta}
         if saved.frozen:
             arrays |= {"mean": saved.mean, "var": saved.var}
         return truth("inference" if saved.frozen else "forward", eps=saved.eps, **arrays)
@@ -323,7 +339,8 @@ class _Plain(Expected):
 
 
 def _plain(values: Any, actual: Any, bound: Any, ulps: float | None, channel_axis: int) -> Expected:
-    exact = values if getattr(values, "dtype", None) == object else _validate.array(_attached(values), "exact")
+    fractions = isinstance(values, np.ndarray) and values.dtype.kind == "O"
+    exact = values if fractions else _validate.array(_attached(values), "exact")
     exact = np.moveaxis(exact, channel_axis, 1) if exact.ndim > 1 else np.atleast_1d(exact)
     form = format_of(_moved(actual, channel_axis).dtype)
     missing = np.zeros(exact.shape, bool) if exact.dtype == object else ~np.isfinite(exact.astype(np.float64))
@@ -370,7 +387,7 @@ def _plain(values: Any, actual: Any, bound: Any, ulps: float | None, channel_axi
 
 # ---- the actual side -------------------------------------------------------------------------------------------------
 
-_NAMES = tuple(dict.fromkeys(name for op in OPERATIONS.values() for name in op.outputs)) + ("ddy",)
+_NAMES = (*dict.fromkeys(name for op in OPERATIONS.values() for name in op.outputs), "ddy")
 
 
 def _by_name(value: Any, argument: str, single: str) -> dict[str, Any]:

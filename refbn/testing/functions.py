@@ -59,7 +59,7 @@ def adapter_of(target: Any = None, **functions: Any) -> Adapter:
         kind = type(target).__name__
         raise DomainError(f"target: {kind}, expected an adapter, its name or a function", argument="target")
     if autodiff is None:
-        return Functions(target, **functions)
+        return cast(Adapter, Functions(target, **functions))
     if autodiff != "torch":
         raise DomainError(f"autodiff: {autodiff!r}, expected 'torch'", argument="autodiff")
     return _torch_variant(target, **functions)
@@ -80,15 +80,15 @@ class Functions:
         ``double_backward(x, gamma, beta, eps, dy, ddx, ddgamma, ddbeta)`` returns ddy, dx, dgamma. Asked in composition
         with a loss, which takes forward and backward too.
     hvp : callable
-        ``hvp(x, gamma, beta, eps, dy, x_dot, gamma_dot, beta_dot)`` returns dx, dgamma, dbeta: the derivative of backward
-        along the direction. Asked in composition with a loss, which takes forward, backward and jvp too.
+        ``hvp(x, gamma, beta, eps, dy, x_dot, gamma_dot, beta_dot)`` returns dx, dgamma, dbeta: the derivative of
+        backward along the direction. Asked in composition with a loss, which takes forward, backward and jvp too.
     inference, inference_backward, inference_jvp : callable
         The same with frozen statistics: ``inference(x, mean, var, gamma, beta, eps)`` and so on. The gradients may end
         with dmean and dvar.
     running : callable
         ``running(x, running_mean, running_var, momentum)`` returns both after one training batch.
     name : str, optional
-        For reports; the first function's by default.
+        For reports; by default where the first function is, as in ``module.function``.
     array : callable, optional
         Makes the functions' kind of array from an ndarray: ``torch.from_numpy``, ``jax.numpy.asarray``. ndarrays by
         default. Results may be of any kind that `refbn.forward` takes.
@@ -142,7 +142,7 @@ class Functions:
                 raise DtypeError(f"{key}: {type(value).__name__}, expected a function", argument=key)
         if not self.functions:
             raise DomainError(f"no function is given, expected one of {', '.join(given)}", argument="forward")
-        self.name = name or getattr(next(iter(self.functions.values())), "__name__", "batch norm")
+        self.name = name or _name(next(iter(self.functions.values())))
         self.dialect = _validate.dialect(dialect)
         self.array = array
         self.channel_axis = channel_axis
@@ -234,9 +234,8 @@ class _Point:
         i = self.inputs = inputs
         self.owner, self.frozen = owner, frozen
         self.arguments = (i.x, i.mean, i.var, i.gamma, i.beta, i.eps) if frozen else (i.x, i.gamma, i.beta, i.eps)
-        self.direction = (i.x_dot, i.gamma_dot, i.beta_dot)
-        if frozen:
-            self.direction = (i.x_dot, i.mean_dot, i.var_dot, i.gamma_dot, i.beta_dot)
+        statistics = (i.mean_dot, i.var_dot) if frozen else ()
+        self.direction = (i.x_dot, *statistics, i.gamma_dot, i.beta_dot)
 
     def _call(self, name: str, outputs: Sequence[str], *more: Any) -> dict[str, Array]:
         if name not in self.owner.functions:
@@ -274,6 +273,11 @@ class _Point:
     def curve(self, order: int) -> Sequence[Array]:
         """See `Point`."""
         raise Unsupported(f"no function for derivatives of order {order} along a line")
+
+
+def _name(function: Any) -> str:
+    parts = (getattr(function, attribute, None) for attribute in ("__module__", "__qualname__"))
+    return ".".join(part for part in parts if part) or type(function).__name__
 
 
 def _named(result: Any, outputs: Sequence[str]) -> dict[str, Any]:
@@ -318,9 +322,7 @@ def _torch_variant(forward: Function | None, **options: Any) -> Adapter:
     class Variant(Torch):
         """See `adapter_of`."""
 
-        operations = frozenset(
-            n for n in stateless if (inference if OPERATIONS[n].frozen else forward) is not None
-        )
+        operations = frozenset(n for n in stateless if (inference if OPERATIONS[n].frozen else forward) is not None)
 
         def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
             """Return the function as one of x, gamma and beta."""
@@ -334,6 +336,6 @@ def _torch_variant(forward: Function | None, **options: Any) -> Adapter:
         def _forward(self, function: Function, point: Any, inputs: Inputs, frozen: bool) -> dict[str, Array]:
             return {"y": _array(function(*point))}
 
-    Variant.name = name or getattr(forward or inference, "__name__", "batch norm")
+    Variant.name = name or _name(forward or inference)
     Variant.dtypes = frozenset(dtypes)
-    return Variant()
+    return cast(Adapter, Variant())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 import shlex
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
@@ -21,7 +21,7 @@ __all__ = ["generate", "summarize"]
 KEY = "refbn"
 _RECORDER = "refbn-recorder"
 _DTYPES = ("f16", "bf16", "f32", "f64", "float16", "bfloat16", "float32", "float64")
-_SHOWN = 12  # lines of the summary
+_SHOWN = 12  # operations and outputs in the summary
 
 
 def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
@@ -84,8 +84,9 @@ class Recorder:
 
 def _record(check: Check) -> str:
     """Write what the summary needs as one string, since reports and JUnit files carry strings."""
-    outputs = "+".join(dict.fromkeys(f.output for f in check.failed if f.output))
-    return f"{check.verdict} {outputs or '-'} {check.case}"
+    outputs = list(dict.fromkeys(f.output for f in check.failed if f.output))
+    record = {"verdict": check.verdict, "outputs": outputs, "case": str(check.case), "traces": check.traces}
+    return json.dumps(record)
 
 
 def _words(config: pytest.Config, option: str, ini: str, words: Sequence[str]) -> list[str] | None:
@@ -100,36 +101,50 @@ def _words(config: pytest.Config, option: str, ini: str, words: Sequence[str]) -
 
 
 def summarize(terminal: Any, records: Iterable[tuple[pytest.TestReport, str]]) -> None:
-    """Write the section on failed cases: for each operation and output how many, and the smallest."""
+    """Write the section on failed cases: for each operation and output how many, the smallest, and the usual trace."""
     passed: Counter[str] = Counter()
-    failed: dict[tuple[str, str, str, str], list[tuple[Case, str]]] = {}
-    for report, record in records:
-        verdict, outputs, descriptor = record.split(" ", 2)
+    failed: dict[tuple[str, ...], list[tuple[Case, str]]] = {}
+    traces: dict[tuple[str, ...], Counter[str]] = {}
+    for report, text in records:
+        record = json.loads(text)
         if report.passed:
-            passed[verdict] += 1
+            passed[record["verdict"]] += 1
             continue
-        case = parse(descriptor)
+        case = parse(record["case"])
         function = report.nodeid.partition("[")[0]
-        failed.setdefault((function, verdict, case.operation, outputs), []).append((case, report.nodeid))
+        key = (function, record["verdict"], case.operation, *record["outputs"])
+        failed.setdefault(key, []).append((case, report.nodeid))
+        kinds = dict.fromkeys(trace.partition(" (")[0].partition(":")[0] for trace in record["traces"])
+        traces.setdefault(key, Counter()).update(kinds.keys())
     count = sum(map(len, failed.values()))
     if not count and not passed["lossy"]:
         return
     terminal.section(f"refbn: {count} of {count + passed.total()} cases failed", sep="=")
-    lines = []
-    for (_, verdict, operation, outputs), cases in failed.items():
-        least, nodeid = min(cases, key=lambda pair: (math.prod(pair[0].shape), len(str(pair[0]))))
-        what = operation if outputs == "-" else f"{operation} {outputs.replace('+', ', ')}"
-        lines.append((len(cases), f"{verdict:<9} {what}: {len(cases)} cases, smallest {least}", nodeid))
-    for _, text, _ in lines[:_SHOWN]:
-        terminal.write_line(text)
-    if len(lines) > _SHOWN:
-        terminal.write_line(f"and {sum(n for n, _, _ in lines[_SHOWN:])} more cases")
+    groups = sorted(failed.items(), key=lambda item: -len(item[1]))
+    for key, cases in groups[:_SHOWN]:
+        _, verdict, operation, *outputs = key
+        least, _ = _smallest(cases)
+        terminal.write_line(f"{verdict:<9} {' '.join([operation, ', '.join(outputs)]).strip()}: {_cases(len(cases))}")
+        for trace, times in traces[key].most_common(1):
+            terminal.write_line(f"{'':<9} {trace} ({times} of {len(cases)})")
+        terminal.write_line(f"{'':<9} smallest {least}")
+    if rest := sum(len(cases) for _, cases in groups[_SHOWN:]):
+        terminal.write_line(f"and {_cases(rest)} more")
     if passed["lossy"]:
         terminal.write_line(
-            f"{passed['lossy']} cases pass though they are lossy: the right function with too few digits "
+            f"{_cases(passed['lossy'])} passed as lossy: the right function with too few digits "
             "(--refbn-strict makes them fail)"
         )
-    if lines:
-        nodeid = lines[0][2]
-        case = nodeid.partition("[")[2].removesuffix("]")
-        terminal.write_line(f"repeat one: pytest {shlex.quote(nodeid.partition('[')[0])} --refbn-case {shlex.quote(case)}")
+    if groups:
+        case, nodeid = _smallest(groups[0][1])
+        terminal.write_line(
+            f"repeat one: pytest {shlex.quote(nodeid.partition('[')[0])} --refbn-case {shlex.quote(str(case))}"
+        )
+
+
+def _smallest(cases: Iterable[tuple[Case, str]]) -> tuple[Case, str]:
+    return min(cases, key=lambda pair: (pair[0].count * pair[0].shape[1], len(str(pair[0]))))
+
+
+def _cases(count: int) -> str:
+    return f"{count} case{'' if count == 1 else 's'}"

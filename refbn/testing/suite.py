@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,12 @@ from refbn._errors import DomainError
 from refbn._formats import FORMATS
 from refbn.audit import truth
 from refbn.audit.adapters._protocol import OPERATIONS, Adapter, Array, Inputs
-from refbn.audit.cases import FAMILIES, Case, make_inputs, parse
-from refbn.audit.compare import Verdict, worst
+from refbn.audit.cases import FAMILIES, Case, parse
+from refbn.audit.compare import Comparison, Verdict, worst
 from refbn.audit.families import Depth
 from refbn.audit.runner import FAILURES, Finding, run_case, select
 from refbn.audit.truth import Conventions
-from refbn.testing.accuracy import Truth, describe
+from refbn.testing.accuracy import TRACE, Truth, context, describe, make_inputs
 from refbn.testing.functions import adapter_of
 
 __all__ = ["MARK", "Check", "Suite", "parametrize_with_cases"]
@@ -84,9 +85,9 @@ def parametrize_with_cases(
     cases: Iterable[Case | str] = (),
     **functions: Any,
 ) -> Callable[[Test], Test]:
-    """Make one test of each case of the audit, for a batch norm of yours. A decorator of a test with an argument ``check``.
+    """Make one test of each case of the audit, for a batch norm of yours.
 
-    ::
+    A decorator of a test with an argument ``check``::
 
         from refbn.testing import parametrize_with_cases
 
@@ -104,8 +105,8 @@ def parametrize_with_cases(
     cases : iterable of Case or str, optional
         Descriptors of cases to ask besides those of the tables.
     **functions
-        More functions and options, see `refbn.testing.Functions` and `refbn.testing.adapter_of`: ``backward=``, ``jvp=``,
-        ``array=torch.from_numpy``, ``channel_axis=-1``, ``autodiff="torch"``, ….
+        More functions and options, see `refbn.testing.Functions` and `refbn.testing.adapter_of`: ``backward=``,
+        ``jvp=``, ``array=torch.from_numpy``, ``channel_axis=-1``, ``autodiff="torch"``, ….
 
     Returns
     -------
@@ -153,12 +154,18 @@ class Check:
         Whether a lossy result fails.
     findings : list of Finding
         What came out; empty before the call.
+    traces : list of str
+        What the errors of the outputs that failed look like.
     """
 
     adapter: Adapter
     case: Case
     strict: bool = False
     findings: list[Finding] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{self.adapter.name}, {self.case}>"
 
     @property
     def inputs(self) -> Inputs:
@@ -191,25 +198,24 @@ class Check:
         recorder = _Recorder(self.adapter)
         self.findings = run_case(recorder, self.case)
         if self.failed:
-            # `from None`, and no value of this frame: what failed is in the message.
-            raise AssertionError(self._message(recorder.answer)) from None
+            raise AssertionError(self._message(recorder.answer))
         if self.verdict == "unsupported":
             pytest.skip(self.findings[0].note)
 
     def _message(self, answer: dict[str, Array]) -> str:
         case = self.case
         conventions = Conventions.of(self.adapter.dialect, self.adapter.differentiates_statistics)
-        known = Truth(case, make_inputs(case), False, truth.expect(case, conventions)) if not case.check else None
+        plain = dataclasses.replace(case, check="")
+        known = Truth(case, self.inputs, False, truth.expect(plain, conventions))
         paragraphs = []
         for finding in self.failed:
-            if known is not None and finding.output in answer and finding.output in known:
-                text = describe(
-                    finding.output, answer[finding.output], known[finding.output], _comparison(finding), known
-                )
+            if not case.check and finding.output in answer and finding.output in known:
+                comparison = Comparison(**{f.name: getattr(finding, f.name) for f in dataclasses.fields(Comparison)})
+                text = describe(finding.output, answer[finding.output], known[finding.output], comparison, known)
+                self.traces += [line.split(TRACE)[1] for line in text.splitlines() if line.lstrip().startswith(TRACE)]
             else:
-                what = finding.output or case.operation
                 checked = f" ({_CHECKED[case.check]})" if case.check else ""
-                text = f"{what} is {finding.verdict}{checked}: {finding.note}"
+                text = f"{finding.output or case.operation} is {finding.verdict}{checked}: {finding.note}"
             paragraphs.append("\n    ".join([text, *_explanations(finding)]))
         fine = [f"{f.output} {f.verdict}" for f in self.findings if f not in self.failed and f.output]
         return "\n".join(
@@ -217,8 +223,7 @@ class Check:
                 f"{self.adapter.name}: {self.verdict} in {case.operation}",
                 *paragraphs,
                 *([f"the other outputs: {', '.join(fine)}"] if fine else []),
-                f"case {case}",
-                f"{case.operation}: {case.op.meaning}; m = {case.count}, eps = {case.eps!r}",
+                *context(known),
             ]
         )
 
@@ -244,15 +249,6 @@ def _explanations(finding: Finding) -> list[str]:
         )
         if text
     ]
-
-
-def _comparison(finding: Finding) -> Any:
-    """Return a finding's `Comparison`; it has the same fields."""
-    from refbn.audit.compare import Comparison
-
-    return Comparison(
-        finding.verdict, finding.max_ulp, finding.max_scaled_ulp, finding.bound_ratio, finding.worst, finding.note
-    )
 
 
 class _Recorder:
@@ -288,5 +284,3 @@ def _both(first: Iterable[str] | None, second: Iterable[str] | None) -> list[str
         chosen = first if second is None else second
         return None if chosen is None else list(chosen)
     return [word for word in first if word in set(second)]
-
-

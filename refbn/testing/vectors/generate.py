@@ -1,9 +1,10 @@
 """Compute the vectors: results by the oracle, bounds by the audit's model, text that is the same on every machine.
 
-**Reproducible bit for bit.** Inputs come from `refbn.audit.cases`: raw output of PCG64, which NumPy keeps stable, through
-additions, multiplications and comparisons in binary64. Results are exact numbers, rounded once. Bounds come from
-`refbn.audit.budget`, binary64 operations in one fixed order, none of them a function of a C library but the square root,
-which IEEE 754 rounds correctly. They are rounded up to 12 bits. Nothing depends on the date, the machine or refbn's version.
+**Reproducible bit for bit.** Inputs come from `refbn.audit.cases`: raw output of PCG64, which NumPy keeps stable,
+through additions, multiplications and comparisons in binary64. Results are exact numbers, rounded once. Bounds come
+from `refbn.audit.budget`: binary64 operations in one fixed order, of which the square root is rounded correctly too, as
+IEEE 754 asks; they are rounded up to 12 bits. Nothing depends on a C library's functions, on the date or on refbn's
+version.
 """
 
 from __future__ import annotations
@@ -47,24 +48,24 @@ SCHEMA = "vectors.schema.json"
 SUMS = "SHA256SUMS"
 
 _HEADER = (
-    "Golden vectors of batch normalization: every result is the exact real value, rounded once to nearest, ties to even.",
+    "Golden vectors of batch normalization: every result is the exact real value, rounded once, to nearest even.",
     "Tensors are in C order with the channels on axis 1; m is the number of values of a channel. Numbers are C99 "
     "hexadecimal floating-point text, exact in binary64.",
-    "forward: y = gamma*(x - mean)*invstd + beta, var = mean((x - mean)^2), invstd = 1/sqrt(var + eps). inference: the "
-    "same with the inputs' mean and var. backward: gradient of sum(dy*y). jvp: derivative of y along (x_dot, gamma_dot, "
-    "beta_dot). double_backward: gradient of <(ddx, ddgamma, ddbeta), backward> on dy (ddy), x and gamma. hvp: derivative of "
-    "backward along (x_dot, gamma_dot, beta_dot), dy held fixed. inference_...: the same with mean and var as inputs, which "
-    "move along mean_dot and var_dot, or ddmean and ddvar.",
+    "forward: y = gamma*(x - mean)*invstd + beta, var = mean((x - mean)^2), invstd = 1/sqrt(var + eps). inference: "
+    "the same with the inputs' mean and var. backward: gradient of sum(dy*y). jvp: derivative of y along (x_dot, "
+    "gamma_dot, beta_dot). double_backward: gradient of <(ddx, ddgamma, ddbeta), backward> on dy (ddy), x and gamma. "
+    "hvp: derivative of backward along (x_dot, gamma_dot, beta_dot), dy held fixed. inference_...: the same with mean "
+    "and var as inputs, which move along mean_dot and var_dot, or ddmean and ddvar.",
     "running: running_mean + momentum*(mean - running_mean), and var with m - 1 (var) and with m (var_biased).",
-    "bound: one number for each channel. A competent implementation in the same formats is at most so far from the value "
-    "(two passes, wide sums, results rounded to the format). nan: no finite value exists, an infinity is as good.",
+    "bound: one number for each channel. A competent implementation in the same formats is at most so far from the "
+    "value (two passes, wide sums, results rounded to the format). nan: no finite value exists, infinity is as good. "
+    "inf: beyond the format's range; in a wider format, any number of that sign.",
     "condition: for each channel sqrt((mean^2 + var)/(var + eps)), by which y magnifies relative errors of x.",
 )
 
 _TENSORS = ("x", "dy", "x_dot", "ddx")
 _TRAINED = ("x", "gamma", "beta")
 _FROZEN = (*_TRAINED, "mean", "var")
-_TENSOR_RESULTS = frozenset(("y", "dx", "y_dot", "ddy"))
 # Powers of x's unit, for data that are scaled; what is not named has none. See `refbn.audit.truth`.
 _UNITS = {"x": 1, "mean": 1, "running_mean": 1, "var": 2, "running_var": 2}
 _RESULT_UNITS = {"mean": 1, "var": 2, "var_biased": 2, "invstd": -1, "dx": -1, "dmean": -1, "dvar": -2}
@@ -103,10 +104,11 @@ def text(content: Mapping[str, Any]) -> str:
     tests = []
     for test in content["tests"]:
         plain = [f"   {dump(k)}: {dump(v)}" for k, v in test.items() if k not in ("inputs", "results")]
-        tests.append("  {\n" + ",\n".join([*plain, block("inputs", test["inputs"], 3), block("results", test["results"], 3)]))
+        blocks = [block(key, test[key], 3) for key in ("inputs", "results")]
+        tests.append("  {\n" + ",\n".join([*plain, *blocks]) + "\n  }")
     head = [f" {dump(k)}: {dump(v)}" for k, v in content.items() if k not in ("notes", "tests")]
-    body = ",\n".join([*head, block("notes", content["notes"], 1), ' "tests": [\n' + "\n  },\n".join(tests) + "\n  }\n ]"])
-    return f"{{\n{body}\n}}\n"
+    listed = ' "tests": [\n' + ",\n".join(tests) + "\n ]"
+    return "{\n" + ",\n".join([*head, block("notes", content["notes"], 1), listed]) + "\n}\n"
 
 
 def schema() -> dict[str, Any]:
@@ -131,9 +133,9 @@ def write(folder: Path) -> dict[str, str]:
     checker = jsonschema.Draft202012Validator(schema())
     contents = {}
     for name in FILES:
-        content = document(name)
-        checker.validate(content)
-        contents[name] = text(content)
+        found = document(name)
+        checker.validate(found)
+        contents[name] = text(found)
     contents[SCHEMA] = json.dumps(schema(), indent=1) + "\n"
     sums = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
     contents[SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
@@ -161,7 +163,8 @@ def _replace(path: Path, content: str) -> None:
 def _test(number: int, row: Row) -> dict[str, Any]:
     inputs = make_inputs(row.case)
     given = arrays(inputs)
-    values, limits = results(inputs), bounds(inputs)
+    values = results(inputs)
+    limits = bounds(inputs, values)
     return {
         "id": number,
         "comment": row.comment,
@@ -230,7 +233,8 @@ def results(inputs: Inputs) -> dict[str, Array]:
 
     def differentiate(prefix: str, saved: Any, names: tuple[str, ...]) -> None:
         grads = " ".join(f"d{name}" for name in names)
-        along, against = ({f"{n}_dot": a[f"{n}_dot"] for n in names}, {f"dd{n}": a[f"dd{n}"] for n in names})
+        along: dict[str, Any] = {f"{n}_dot": a[f"{n}_dot"] for n in names}
+        against: dict[str, Any] = {f"dd{n}": a[f"dd{n}"] for n in names}
         take(f"{prefix}backward", refbn.backward(saved, a["dy"]), grads)
         found[f"{prefix}jvp.y_dot"] = refbn.jvp(saved, **along)
         second = refbn.double_backward(saved, a["dy"], **against)
@@ -274,15 +278,14 @@ def _running_statistics(inputs: Inputs) -> dict[str, Array]:
 # ---- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def bounds(inputs: Inputs) -> dict[str, Doubles]:
+def bounds(inputs: Inputs, values: Mapping[str, Array]) -> dict[str, Doubles]:
     """Return for each result and channel how far a competent implementation may be from the value that is given.
 
-    `SAFETY` times the propagated error, and one ulp: half of it for the rounding of the implementation's result, half for
-    that of the value. Not what a channel's cancelling elements could claim for themselves, but the largest of them.
+    `SAFETY` times the propagated error, and one ulp: half of it for the rounding of the implementation's result, half
+    for that of the value. It is the largest bound of a channel's elements.
     """
     a = {name: _rows(load(array)) for name, array in arrays(inputs).items()}
-    fmt, param = format_of(inputs.x.dtype), format_of(inputs.gamma.dtype)
-    model = Model.of(fmt, _count(inputs))
+    model = Model.of(format_of(inputs.x.dtype), _count(inputs))
     # Data of another magnitude are scaled by a power of two, which changes no digit (B5).
     reach = np.abs(a["x"][np.isfinite(a["x"])]).max(initial=math.sqrt(inputs.eps))
     exponent = math.frexp(reach)[1] if reach else 0
@@ -292,12 +295,13 @@ def bounds(inputs: Inputs) -> dict[str, Doubles]:
         name: np.ldexp(array, -exponent * _UNITS.get(name.removesuffix("_dot").removeprefix("dd"), 0))
         for name, array in a.items()
     }
-    numbers = {
-        name: Running.given(model, array if name in _TENSORS else array[:, 0]) for name, array in scaled.items()
-    }
+    numbers = {name: Running.given(model, array if name in _TENSORS else array[:, 0]) for name, array in scaled.items()}
     with np.errstate(all="ignore"):
         found = _passes(numbers, eps, Fraction(inputs.momentum or 0.0), _count(inputs))
-        return {key: _bound(key, number, exponent, fmt, param, len(inputs.gamma)) for key, number in found.items()}
+        return {
+            key: _bound(key, found[key], exponent, format_of(value.dtype), len(inputs.gamma))
+            for key, value in values.items()
+        }
 
 
 def _passes(n: Mapping[str, Running], eps: Fraction, momentum: Fraction, count: int) -> dict[str, Running | None]:
@@ -313,8 +317,8 @@ def _passes(n: Mapping[str, Running], eps: Fraction, momentum: Fraction, count: 
         double = derivatives(definition, given, order=1, directions=against, cotangent=n["dy"], wanted=names)
         hvp = derivatives(definition, given, order=1, directions=along, cotangent=n["dy"], wanted=names)
         found[f"{prefix}jvp.y_dot"], found[f"{prefix}double_backward.ddy"] = jvp.value, double.value
-        passes: tuple[tuple[str, Derivatives[Running]], ...] = (("backward", first), ("double_backward", double), ("hvp", hvp))
-        for verb, result in passes:
+        passes: dict[str, Derivatives[Running]] = {"backward": first, "double_backward": double, "hvp": hvp}
+        for verb, result in passes.items():
             found.update({f"{prefix}{verb}.d{name}": number for name, number in result.gradient.items()})
 
     mean, _, var = program.moments(n["x"])
@@ -331,13 +335,11 @@ def _passes(n: Mapping[str, Running], eps: Fraction, momentum: Fraction, count: 
     return found
 
 
-def _bound(key: str, number: Running | None, exponent: int, fmt: Format, param: Format, channels: int) -> Doubles:
+def _bound(key: str, number: Running | None, exponent: int, form: Format, channels: int) -> Doubles:
     """Return the bound of one result: an upper one of 12 bits for each channel; 0 where there is nothing to compare."""
     if number is None:
         return np.zeros(channels)
-    output = key.partition(".")[2]
-    form = fmt if output in _TENSOR_RESULTS else param
-    back = exponent * _RESULT_UNITS.get(output, 0)
+    back = exponent * _RESULT_UNITS.get(key.partition(".")[2], 0)
     value, error = (np.ldexp(part, back) for part in (number.value, number.error))
     reach = np.minimum(np.abs(value), form.max)
     _, e = np.frexp(np.where(np.isfinite(reach), reach, 0.0))
@@ -345,7 +347,7 @@ def _bound(key: str, number: Running | None, exponent: int, fmt: Format, param: 
     allowed = SAFETY * error + np.where(reach == 0, 0.0, ulp)
     allowed = np.where(np.isfinite(allowed), allowed, 0.0).max(axis=1, initial=0.0)
     mantissa, e = np.frexp(allowed)
-    return np.ldexp(np.ceil(mantissa * 4096.0) / 4096.0, e)
+    return np.asarray(np.ldexp(np.ceil(mantissa * 4096.0) / 4096.0, e))
 
 
 def _rows(array: Array) -> Array:
@@ -356,4 +358,4 @@ def _rows(array: Array) -> Array:
 
 
 def _count(inputs: Inputs) -> int:
-    return inputs.x.size // inputs.x.shape[1]
+    return int(inputs.x.size // inputs.x.shape[1])
