@@ -1,4 +1,4 @@
-"""The golden vectors of ``validation/vectors/`` are those that refbn makes here, byte for byte, and anyone can run them.
+"""The golden vectors of ``validation/vectors/`` are those that refbn makes here, byte for byte, and others can run.
 
 Makes all of them again and compares checksums; checks that the default backend returns every value to the bit and that
 the textbook stays within every bound; runs the readers in C and in Python over them. Leaves no file.

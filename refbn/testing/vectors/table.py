@@ -74,11 +74,16 @@ NOTES: dict[str, Note] = {
         "No values: tensors are empty, gradients of parameters are empty sums, running statistics stay.",
         (f"{_TORCH}12013",),
     ),
+    "FarVariance": Note(
+        "WRONG_FUNCTION",
+        "The variance is far from 1: a saved invstd that backward takes for a variance shows.",
+        ("https://github.com/flagos-ai/FlagGems/issues/5222",),
+    ),
     "FrozenVariance": Note(
         "WRONG_FUNCTION",
-        "Given statistics with a variance far from 1: invstd taken for the variance shows, and so does the training "
-        "formula in the gradient.",
-        (f"{_TORCH}586", "https://github.com/flagos-ai/FlagGems/issues/5222"),
+        "Given statistics with a variance far from 1: the training formula in the gradient shows, and so does invstd "
+        "taken for the variance.",
+        (f"{_TORCH}586",),
     ),
     "FarStatistics": Note(
         "WRONG_FUNCTION",
@@ -129,7 +134,7 @@ _EVERY_FORMAT: tuple[_Line, ...] = (
     ("no pixels", "Empty", "shape", (2, 3, 0), {}),
     ("offset of 16 standard deviations", "Offset", "conditioning", (16, 3), {"offset": 16.0}),
     ("skewed", "Skewed", "conditioning", (16, 3), {"data": "skewed"}),
-    ("standard deviation 3", "Normal", "conditioning", (12, 3), {"scale": 3.0}),
+    ("standard deviation 3", "Normal FarVariance", "conditioning", (12, 3), {"scale": 3.0}),
     ("large eps", "LargeEps", "conditioning", (8, 3), {"eps": 0.5, "scale": 0.25}),
     ("eps = 0", "ZeroEps", "special", (6, 3), {"eps": 0.0}),
     ("constant channels", "ConstantChannel", "structure", (8, 3), {"data": "constant"}),
