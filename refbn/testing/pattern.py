@@ -66,16 +66,14 @@ def _quantities(case: Case, inputs: Inputs) -> dict[str, Doubles]:
     one = np.ones(case.shape[1])
     x = _rows(load(inputs.batches[0] if inputs.batches and case.operation == "running" else inputs.x))
     with np.errstate(all="ignore"):
-        var = load(inputs.var) if case.op.frozen else x.var(axis=1)
-        std = np.sqrt(var + case.eps)
-        known = {"m": one * m, "gamma": load(inputs.gamma), "invstd": 1 / std, "var": var}
+        gamma, var = load(inputs.gamma), load(inputs.var) if case.op.frozen else x.var(axis=1)
+        invstd = 1 / np.sqrt(var + case.eps)
+        found = {"-1": -one, "2": 2 * one, "1/2": one / 2, "m": one * m, "1/m": one / m}
         if m > 1:
-            known |= {"m/(m-1)": one * m / (m - 1)}
-        found = {"-1": -one, "2": 2 * one, "1/2": one / 2}
-        for name, value in known.items():
-            inverse = f"1/({name})" if "/" in name else f"1/{name}"
-            found |= {name: value, inverse: 1 / value, f"sqrt({name})": np.sqrt(value), f"({name})^2": value**2}
-            found |= {f"sqrt({inverse})": 1 / np.sqrt(value), f"({inverse})^2": value**-2.0}
+            found |= {"m/(m-1)": one * m / (m - 1), "(m-1)/m": one * (m - 1) / m}
+            found |= {"sqrt(m/(m-1))": np.sqrt(one * m / (m - 1)), "sqrt((m-1)/m)": np.sqrt(one * (m - 1) / m)}
+        found |= {"gamma": gamma, "1/gamma": 1 / gamma, "gamma*invstd": gamma * invstd}
+        found |= {"invstd": invstd, "1/invstd": 1 / invstd, "invstd^2": invstd**2, "(var + eps)": invstd**-2.0}
     return found
 
 

@@ -36,7 +36,7 @@ def generate(metafunc: pytest.Metafunc, suite: Suite) -> None:
         config.pluginmanager.register(Recorder(config), _RECORDER)
     recorder = cast(Recorder, config.pluginmanager.get_plugin(_RECORDER))
     cases = recorder.chosen(suite)
-    recorder.counts[suite.adapter.name] += len(cases)
+    recorder.counts[suite.adapter.name, recorder.depth_of(suite)] += len(cases)
     metafunc.parametrize("check", [Check(suite.adapter, case, recorder.strict) for case in cases], ids=map(str, cases))
 
 
@@ -57,19 +57,25 @@ class Recorder:
             self.cases = [parse(text) for text in option("--refbn-case") or ()]
         except RefbnError as error:
             raise pytest.UsageError(f"--refbn-case: {error}") from None
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def depth_of(self, suite: Suite) -> Depth:
+        """Return the depth of a suite: the command line's, or else its own, or else the ini file's."""
+        return self.depth if self.depth_told or suite.depth is None else suite.depth
 
     def chosen(self, suite: Suite) -> list[Case]:
-        """Return a suite's cases. The command line's depth wins over the suite's; its other choices narrow."""
+        """Return a suite's cases, narrowed by the command line and the ini file."""
         if self.cases:
             return self.cases
-        depth = self.depth if self.depth_told or suite.depth is None else suite.depth
-        return suite.cases(depth, self.families, self.operations, self.dtypes)
+        return suite.cases(self.depth_of(suite), self.families, self.operations, self.dtypes)
 
     def pytest_report_collectionfinish(self) -> str:
         """Say how many cases there are."""
-        told = ", ".join(f"{count} cases of {name}" for name, count in self.counts.items())
-        return f"refbn: {told} ({self.depth}{', strict' if self.strict else ''})"
+        told = (
+            f"{_cases(count)} of {name} ({'as told' if self.cases else depth}{', strict' if self.strict else ''})"
+            for (name, depth), count in self.counts.items()
+        )
+        return f"refbn: {', '.join(told)}"
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:

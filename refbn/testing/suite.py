@@ -59,10 +59,11 @@ class Suite:
         operations: Iterable[str] | None = None,
         dtypes: Iterable[str] | None = None,
     ) -> list[Case]:
-        """Return the cases that the adapter can be asked and that both the suite and the arguments want."""
+        """Return the cases of a depth that the adapter can be asked and that both suite and arguments want."""
+        wanted = _both(self.families, families)
         chosen = select(
-            self.depth or depth,
-            [f for f in _both(self.families, families) or FAMILIES if f in FAMILIES],
+            depth,
+            FAMILIES if wanted is None else wanted,
             _both(self.operations, operations),
             _both(self.dtypes, dtypes),
         )
