@@ -8,6 +8,8 @@ from importlib import metadata
 
 import pytest
 
+import refbn.testing.plugin  # noqa: F401  a run within this process restores modules, and NumPy loads but once
+
 pytest_plugins = ["pytester"]
 
 # Of an editable install of refbn, see pyproject.toml; pytester's projects have an ini file of their own.
@@ -46,7 +48,7 @@ def project(pytester):
     def make(module=RIGHT, options="", ini=""):
         pytester.makepyfile(mine=module, test_mine=TEST.format(options=options))
         pytester.makeini(f"[pytest]\npythonpath = .\n{ini}")
-        return lambda *arguments: pytester.runpytest_subprocess(*OPTIONS, *arguments)
+        return lambda *arguments: pytester.runpytest_inprocess(*OPTIONS, *arguments)
 
     return make
 
@@ -149,7 +151,7 @@ def test_bad_choices_are_told(project, arguments, ini, message):
 def test_a_test_without_the_argument_is_told(pytester):
     pytester.makepyfile(mine=RIGHT, test_mine=TEST.format(options="").replace("(check): check()", "(): pass"))
     pytester.makeini("[pytest]\npythonpath = .\n")
-    result = pytester.runpytest_subprocess(*OPTIONS)
+    result = pytester.runpytest_inprocess(*OPTIONS)
     assert "parametrize_with_cases needs a test with the argument check" in result.stdout.str()
 
 
