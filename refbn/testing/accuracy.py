@@ -263,7 +263,7 @@ def describe(name: str, got: Array, expected: Expected, comparison: Comparison, 
                 f"bound  {allowed[at]:.3g}",
             ]
         if about is not None and off.any():
-            text = pattern(about.case, about.inputs, period, expected.high, allowed)
+            text = pattern(about.case, about.inputs, name, period, expected.high, allowed)
             lines += [f"{TRACE}{text}"] if text else []
     return "\n    ".join([title, *lines])
 

@@ -1,8 +1,9 @@
 """What the error of an output looks like: the shape of a mistake, in one clause.
 
 A mistake in batch norm leaves a trace that few numbers describe. A factor that is missing or squared makes got/exact
-one number in each channel; a projection's term that is missing puts the error into the span of 1 and x̂. `pattern`
-looks for these, in this order, and says nothing where none fits. It is a description of the error, not a verdict.
+one number in each channel, for y after beta is subtracted; a projection's term that is missing puts the error into the
+span of 1 and x̂. `pattern` looks for these, in this order, and says nothing where none fits. It describes the error; it
+is no verdict.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ _ALIKE = 1e-3
 """Two numbers are one, and an error is explained, up to this fraction of it: less than any two factors differ by."""
 
 
-def pattern(case: Case, inputs: Inputs, got: Array, exact: Doubles, allowed: Doubles) -> str:
+def pattern(case: Case, inputs: Inputs, output: str, got: Array, exact: Doubles, allowed: Doubles) -> str:
     """Describe got − exact.
 
     Parameters
     ----------
     case, inputs
         What was asked.
+    output : str
+        Which of the operation's outputs it is.
     got : ndarray
         What came, of the exact values' shape.
     exact, allowed : ndarray
@@ -45,12 +48,11 @@ def pattern(case: Case, inputs: Inputs, got: Array, exact: Doubles, allowed: Dou
     if not channels:
         return ""
     named = _quantities(case, inputs)
-    parts = [
-        text
-        for text in (_factor(values, truth, channels, named), _difference(values - truth, channels, inputs, case))
-        if text
-    ]
-    return parts[0] if parts else ""
+    text = _factor(values, truth, channels, named)
+    if not text and output == "y":
+        beta = load(inputs.beta)[:, None]
+        text = _factor(values - beta, truth - beta, channels, named, "(got - beta)", "(exact - beta)")
+    return text or _difference(values - truth, channels, inputs, case)
 
 
 def _rows(array: Doubles) -> Doubles:
@@ -74,10 +76,19 @@ def _quantities(case: Case, inputs: Inputs) -> dict[str, Doubles]:
             found |= {"sqrt(m/(m-1))": np.sqrt(one * m / (m - 1)), "sqrt((m-1)/m)": np.sqrt(one * (m - 1) / m)}
         found |= {"gamma": gamma, "1/gamma": 1 / gamma, "gamma*invstd": gamma * invstd}
         found |= {"invstd": invstd, "1/invstd": 1 / invstd, "invstd^2": invstd**2, "(var + eps)": invstd**-2.0}
+        found |= {"sqrt(var + eps)/(sqrt(var) + eps)": 1 / (invstd * (np.sqrt(var) + case.eps))}
+        found |= {"sqrt((var + eps)/var)": 1 / (invstd * np.sqrt(var))}
     return found
 
 
-def _factor(values: Doubles, truth: Doubles, channels: list[int], named: Mapping[str, Doubles]) -> str:
+def _factor(
+    values: Doubles,
+    truth: Doubles,
+    channels: list[int],
+    named: Mapping[str, Doubles],
+    got: str = "got",
+    exact: str = "exact",
+) -> str:
     """Look whether got/exact is one number in each channel, and which one."""
     factors = []
     for c in channels:
@@ -96,13 +107,13 @@ def _factor(values: Doubles, truth: Doubles, channels: list[int], named: Mapping
             return ""
         factors.append(factor)
     if not any(factors):
-        return "got is 0 throughout"
+        return f"{got} is 0 throughout"
     for name, value in named.items():
         if all(abs(f - value[c]) <= _ALIKE * abs(value[c]) for f, c in zip(factors, channels, strict=True)):
-            return f"got = {name} * exact ({_listed(channels, factors)})"
+            return f"{got} = {name} * {exact} ({_listed(channels, factors)})"
     if truth.shape[1] == 1:  # one value for each channel: any value is a multiple of another
         return ""
-    return f"got is a multiple of exact in each channel: {_listed(channels, factors)}"
+    return f"{got} is a multiple of {exact} in each channel: {_listed(channels, factors)}"
 
 
 def _difference(errors: Doubles, channels: list[int], inputs: Inputs, case: Case) -> str:

@@ -92,7 +92,7 @@ def _record(check: Check) -> str:
     """Write what the summary needs as one string, since reports and JUnit files carry strings."""
     outputs = list(dict.fromkeys(f.output for f in check.failed if f.output))
     record = {"verdict": check.verdict, "outputs": outputs, "case": str(check.case), "traces": check.traces}
-    return json.dumps(record)
+    return json.dumps(record | {"conventions": check.conventions}, ensure_ascii=False)
 
 
 def _words(config: pytest.Config, option: str, ini: str, words: Sequence[str]) -> list[str] | None:
@@ -111,8 +111,10 @@ def summarize(terminal: Any, records: Iterable[tuple[pytest.TestReport, str]]) -
     passed: Counter[str] = Counter()
     failed: dict[tuple[str, ...], list[tuple[Case, str]]] = {}
     traces: dict[tuple[str, ...], Counter[str]] = {}
+    conventions: Counter[str] = Counter()
     for report, text in records:
         record = json.loads(text)
+        conventions.update(set(record["conventions"]))
         if report.passed:
             passed[record["verdict"]] += 1
             continue
@@ -123,7 +125,7 @@ def summarize(terminal: Any, records: Iterable[tuple[pytest.TestReport, str]]) -
         kinds = dict.fromkeys(trace.partition(" (")[0].partition(":")[0] for trace in record["traces"])
         traces.setdefault(key, Counter()).update(kinds.keys())
     count = sum(map(len, failed.values()))
-    if not count and not passed["lossy"]:
+    if not count and not passed["lossy"] and not conventions:
         return
     terminal.section(f"refbn: {count} of {count + passed.total()} cases failed", sep="=")
     groups = sorted(failed.items(), key=lambda item: -len(item[1]))
@@ -141,6 +143,8 @@ def summarize(terminal: Any, records: Iterable[tuple[pytest.TestReport, str]]) -
             f"{_cases(passed['lossy'])} passed as lossy: the right function with too few digits "
             "(--refbn-strict makes them fail)"
         )
+    for convention, times in conventions.most_common(_SHOWN):
+        terminal.write_line(f"{_cases(times)} passed by another convention: {convention}")
     if groups:
         case, nodeid = _smallest(groups[0][1])
         terminal.write_line(

@@ -123,7 +123,7 @@ def parametrize_with_cases(
     -----
     The refbn plugin of pytest makes the tests. Each is named after its case's descriptor, which fixes every input bit.
     A case fails when an output is wrong, not finite, or raises; a lossy one (the right function with too few digits)
-    fails with ``--refbn-strict``.
+    fails with ``--refbn-strict``. A result that another named convention explains passes, and the summary tells which.
     """
     if depth not in (None, "quick", "full"):
         raise DomainError(f"depth: {depth!r}, expected quick or full", argument="depth")
@@ -177,6 +177,11 @@ class Check:
     def verdict(self) -> Verdict | None:
         """The worst verdict, None before the call."""
         return worst(f.verdict for f in self.findings) if self.findings else None
+
+    @property
+    def conventions(self) -> list[str]:
+        """Which other conventions explain results, if any do: such results pass, but somebody may want to know."""
+        return [f.note for f in self.findings if f.verdict == "dialect"]
 
     @property
     def failed(self) -> list[Finding]:

@@ -7,13 +7,13 @@ from refbn.audit.cases import make_inputs, parse
 from refbn.testing.pattern import pattern
 
 
-def told(descriptor, change, exact=None):
+def told(descriptor, change, exact=None, output="dx"):
     """The pattern of change(exact, inputs), for y drawn from the inputs themselves."""
     case = parse(descriptor)
     inputs = make_inputs(case)
     exact = inputs.dy.astype(np.float64) if exact is None else exact(inputs)
     got = change(exact, inputs)
-    return pattern(case, inputs, got, exact, np.full(exact.shape, 1e-9))
+    return pattern(case, inputs, output, got, exact, np.full(exact.shape, 1e-9))
 
 
 TENSOR = "conditioning:vjp:f64:16x3:scale=3"
@@ -54,6 +54,27 @@ def test_a_gradient_in_the_error_of_a_jvp():
     assert "a multiple of x_dot" in found
     found = told(TENSOR, lambda e, i: np.sin(i.x) + 0.5 * i.dy, exact=lambda i: np.sin(i.x.astype(float)))
     assert "a multiple of dy" in found
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (lambda i, v: np.sqrt(15 / 16) + 0 * v, "(got - beta) = sqrt((m-1)/m) * (exact - beta)"),
+        (lambda i, v: np.sqrt(v + i.eps) / (np.sqrt(v) + i.eps), "(got - beta) = sqrt(var + eps)/(sqrt(var) + eps) * "),
+        (lambda i, v: np.sqrt((v + i.eps) / v), "(got - beta) = sqrt((var + eps)/var) * (exact - beta)"),
+        (lambda i, v: 0 * v, "(got - beta) is 0 throughout"),
+    ],
+)
+def test_y_is_seen_without_beta(factor, text):
+    def exact(i):
+        return i.gamma * standardized(i) + i.beta
+
+    def change(e, i):
+        return i.beta + (e - i.beta) * factor(i, i.x.var(0))
+
+    found = told("conditioning:forward:f64:16x3:scale=0.3,eps=0.01", change, exact, "y")
+    assert found.startswith(text), found
+    assert "multiple of xhat" in told("conditioning:forward:f64:16x3:scale=0.3,eps=0.01", change, exact)
 
 
 def test_only_channels_that_are_off_count():
