@@ -25,9 +25,7 @@ def inputs():
 
 
 def gradients(i):
-    return dict(
-        zip(("dx", "dgamma", "dbeta"), textbook.backward(i.x, i.gamma, i.beta, i.eps, i.dy), strict=True)
-    )
+    return dict(zip(("dx", "dgamma", "dbeta"), textbook.backward(i.x, i.gamma, i.beta, i.eps, i.dy), strict=True))
 
 
 def test_a_case_by_descriptor_or_object(inputs):
@@ -46,7 +44,10 @@ def test_the_message_names_everything(inputs):
     text = message(found, CASE)
     assert "dx is wrong (1 of 48 elements are off, in channel 1)" in text
     assert "at     dx[5, 1]" in text
-    assert f"= {float(exact + np.float32(0.125))!r}" in text and f"= {float(exact)!r}, correctly rounded to float32" in text
+    assert (
+        f"= {float(exact + np.float32(0.125))!r}" in text
+        and f"= {float(exact)!r}, correctly rounded to float32" in text
+    )
     assert float(exact).hex().rstrip("0").split("p")[0].rstrip("0") in text
     assert "error  0.125 here; at most" in text and "scaled ulp" in text and "times the bound" in text
     assert "bound  " in text
