@@ -327,7 +327,7 @@ def _known(exact: Any, dialect: str | Dialect) -> Truth | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Plain(Expected):
     """Exact values whose bound is told."""
 

@@ -1,4 +1,4 @@
-"""A stranger's project: a hand-written batch norm with one bug, three lines of the kit, and an output that shows the bug.
+"""A stranger's project: a hand-written batch norm with one bug, three lines of the kit, an output that shows the bug.
 
 Each row breaks the module in one place. Asserted is that the operations and outputs that fail are those that the bug
 touches, that the rest passes, and that the output says what is wrong in words that lead to the line.

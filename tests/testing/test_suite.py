@@ -1,5 +1,9 @@
 """A check asks one case and fails with all that is known; a suite chooses the cases."""
 
+import dataclasses
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from refbn import DomainError
@@ -129,3 +133,34 @@ def test_the_mark():
 def test_bad_choices(match, options):
     with pytest.raises(DomainError, match=match):
         parametrize_with_cases(textbook.forward, **options)
+
+
+# ---- causes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_diagnosis_is_told_for_the_first_cases_of_a_kind(monkeypatch):
+    """Whatever the audit can say about a cause goes into the message, and takes no time again and again."""
+    looked = []
+
+    class Diagnosis:
+        def __init__(self, seconds):
+            assert seconds <= 1
+
+        def look(self, adapter, case, findings, answer):
+            looked.append((adapter.name, case, set(answer)))
+
+        def conclude(self, findings, adapters):
+            return [dataclasses.replace(f, explanation="gamma, squared", smallest="a", thread="b") for f in findings]
+
+    monkeypatch.setitem(sys.modules, "refbn.audit.diagnosis", SimpleNamespace(Diagnosis=Diagnosis))
+    adapter = adapter_of(lambda x, gamma, beta, eps: textbook.forward(x, gamma**2, beta, eps), name="squared")
+    texts = [failure(adapter, f"shape:forward:f64:{n}x3")[1] for n in range(4, 12)]
+    assert all("\n    cause  gamma, squared\n    least  a\n    known  b\n" in text for text in texts[:3])
+    assert not any("cause" in text for text in texts[3:])
+    assert looked[0] == ("squared", parse("shape:forward:f64:4x3"), {"y"}) and len(looked) == 3
+
+
+def test_without_a_diagnosis_nothing_is_said_of_a_cause(monkeypatch):
+    monkeypatch.setitem(sys.modules, "refbn.audit.diagnosis", None)
+    adapter = adapter_of(lambda x, gamma, beta, eps: 2 * textbook.forward(x, gamma, beta, eps), name="doubled")
+    assert "cause" not in failure(adapter, "shape:forward:f64:4x3")[1]

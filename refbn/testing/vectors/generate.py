@@ -130,6 +130,9 @@ def write(folder: Path) -> dict[str, str]:
     """
     import jsonschema
 
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):  # finds out before the work, not after it
+        pass
     checker = jsonschema.Draft202012Validator(schema())
     contents = {}
     for name in FILES:
@@ -139,7 +142,6 @@ def write(folder: Path) -> dict[str, str]:
     contents[SCHEMA] = json.dumps(schema(), indent=1) + "\n"
     sums = {name: hashlib.sha256(content.encode()).hexdigest() for name, content in contents.items()}
     contents[SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         _replace(folder / name, content)
     return sums
