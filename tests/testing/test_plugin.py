@@ -162,15 +162,17 @@ def test_other_tests_see_nothing_of_it(pytester):
     assert not [line for line in result.stdout.lines if "refbn" in line and not line.startswith("plugins:")]
 
 
-def test_unused_it_imports_nothing():
+def test_unused_it_imports_nothing(tmp_path):
     """Neither refbn nor NumPy is loaded by a pytest that has the plugin and does not use it."""
+    (tmp_path / "test_other.py").write_text("def test_nothing(): pass")
     program = (
         "import json, sys, pytest\n"
-        "pytest.main(['--collect-only', '-q', '-p', 'no:hypothesispytest', '-p', 'no:xdist', sys.argv[1]])\n"
-        "print(json.dumps(sorted(sys.modules)))"
+        "status = pytest.main(['-q', '-p', 'no:cacheprovider'])\n"
+        "print(json.dumps([status, sorted(sys.modules)]))"
     )
-    done = subprocess.run([sys.executable, "-c", program, "/nowhere"], capture_output=True, text=True)
-    modules = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    status, modules = json.loads(done.stdout.splitlines()[-1])
+    assert status == 0
     assert "_refbn_pytest" in modules
     assert not [name for name in modules if name == "refbn" or name.startswith(("refbn.", "numpy"))]
 
