@@ -238,7 +238,7 @@ class Check:
 
 
 _MOST_DIAGNOSED = 3
-_DIAGNOSED: Counter[tuple[str, ...]] = Counter()  # how often which operations, outputs and verdicts were diagnosed
+_DIAGNOSED: Counter[tuple[str, ...]] = Counter()  # how often failures of which operations and outputs were diagnosed
 
 _CHECKED = {
     "idempotent": "the same call twice gives the same bits",
@@ -252,7 +252,7 @@ _CHECKED = {
 
 def _diagnosed(adapter: Adapter, case: Case, findings: list[Finding], answer: Mapping[str, Array]) -> list[Finding]:
     """Look which classic mistake gives the same numbers: for the first cases of a kind, which get a second each."""
-    kind = (adapter.name, *sorted({f"{f.operation} {f.output} {f.verdict}" for f in findings}))
+    kind = (adapter.name, *sorted({f"{f.operation} {f.output}" for f in findings if f.verdict in FAILURES}))
     _DIAGNOSED[kind] += 1
     if _DIAGNOSED[kind] > _MOST_DIAGNOSED:
         return findings
