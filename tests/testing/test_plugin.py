@@ -13,7 +13,7 @@ import refbn.testing.plugin  # noqa: F401  a run within this process restores mo
 pytest_plugins = ["pytester"]
 
 # Of an editable install of refbn, see pyproject.toml; pytester's projects have an ini file of their own.
-OPTIONS = ("-p", "no:cacheprovider", "-n0", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+OPTIONS = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 RIGHT = """
 import numpy as np
@@ -124,6 +124,7 @@ def test_the_summary_groups_failures_and_repeats_one(project):
 
 
 def test_the_summary_comes_from_other_processes_too(project, pytester):
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     run = project(RIGHT.replace("+ beta", "- beta"))
     result = run("-n2", "--refbn-family", "shape", "--refbn-dtype", "f32", "--junitxml=report.xml")
     result.stdout.fnmatch_lines(["*refbn: * of * cases failed*", "wrong*forward y: *", "repeat one: pytest *"])

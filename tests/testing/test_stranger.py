@@ -125,7 +125,7 @@ def run(pytester, module):
     pytester.makepyfile(mybn=module, test_mybn=TEST)
     pytester.makeini("[pytest]\npythonpath = .\n")
     families = [word for family in FAMILIES for word in ("--refbn-family", family)]
-    options = ("-p", "no:cacheprovider", "-n0", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    options = ("-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
     return pytester.runpytest_inprocess(*options, *CHOICES, *families)
 
 
