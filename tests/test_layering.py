@@ -18,8 +18,10 @@ LAYERS = [
     {"exact"},
     {"backends"},
     {"_api"},
-    {"layer", "testing"},
+    {"layer"},
     {"audit"},
+    {"testing"},
+    {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -40,10 +42,10 @@ HOMES = {
     "equinox": ("audit/adapters/equinox.py",),
     "autograd": ("audit/adapters/autograd.py",),
     "rich": ("audit/",),
-    "jsonschema": ("audit/",),
     "jinja2": ("audit/report/page.py",),
     "packaging": ("audit/known.py",),
-    "hypothesis": ("testing/",),
+    "jsonschema": ("audit/", "testing/vectors/"),
+    "hypothesis": ("testing/strategies.py",),
     "pytest": ("testing/",),
     "refbn._native": ("backends/native.py",),
 }

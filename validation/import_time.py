@@ -1,5 +1,7 @@
 """What ``import refbn`` costs over importing NumPy, and what it loads: ``python -m validation.import_time``.
 
+And what its pytest plugin costs, over importing pytest, a run that does not use it.
+
 Each measurement is a fresh interpreter away from the checkout, so that the installed package is measured (an editable
 install adds the cost of looking for changes in the C core). The two kinds take turns, so that a slow spell of the
 machine meets both. Shown is the difference of the medians, by the clock on the wall, which the limit is about, and in
@@ -18,11 +20,14 @@ from dataclasses import asdict, dataclass
 
 from validation import report
 
-__all__ = ["LIMIT_MS", "Cost", "added_modules", "foreign", "main", "measure"]
+__all__ = ["LIMIT_MS", "PLUGIN_LIMIT_MS", "Cost", "added_modules", "foreign", "main", "measure", "plugin_cost"]
 
 LIMIT_MS = 30.0
 """What the import may cost over NumPy's."""
+PLUGIN_LIMIT_MS = 2.0
+"""What the plugin's import may cost over pytest's, in processor time."""
 
+_CLOCKS = ("wall", "processor")
 _PROGRAM = """
 import json, sys, time
 wall, processor = time.perf_counter(), time.process_time()
@@ -54,18 +59,22 @@ def _run(package: str) -> tuple[list[float], set[str]]:
 
 def measure(runs: int = 15) -> dict[str, Cost]:
     """Return the medians over some runs of each kind, by the ``wall`` and the ``processor`` clock."""
-    _run("refbn")  # reads the files once, so that none comes from the disk later
-    times: dict[str, list[list[float]]] = {"numpy": [], "refbn": []}
-    for _ in range(runs):
-        for package, found in times.items():
-            found.append(_run(package)[0])
-    medians = {
-        package: [statistics.median(clock) for clock in zip(*found, strict=True)] for package, found in times.items()
-    }
-    return {
-        clock: Cost(medians["numpy"][place], medians["refbn"][place])
-        for place, clock in enumerate(("wall", "processor"))
-    }
+    numpy, own = _medians("numpy", "refbn", runs)
+    return {clock: Cost(numpy[place], own[place]) for place, clock in enumerate(_CLOCKS)}
+
+
+def plugin_cost(runs: int = 15) -> dict[str, float]:
+    """Return what importing the plugin's first half costs after pytest, as pytest does in every run, by both clocks."""
+    without, with_it = _medians("pytest", "pytest, _refbn_pytest", runs)
+    return {clock: with_it[place] - without[place] for place, clock in enumerate(_CLOCKS)}
+
+
+def _medians(first: str, second: str, runs: int) -> list[list[float]]:
+    """Return the medians of both clocks for two kinds of import, which take turns."""
+    for packages in (first, second):
+        _run(packages)  # reads the files once, so that none comes from the disk later
+    times: list[tuple[list[float], list[float]]] = [(_run(first)[0], _run(second)[0]) for _ in range(runs)]
+    return [[statistics.median(clock) for clock in zip(*kind, strict=True)] for kind in zip(*times, strict=True)]
 
 
 def added_modules() -> list[str]:
@@ -85,11 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=25, help="fresh interpreters of each kind, at least 15")
     arguments = parser.parse_args(argv)
     costs, added = measure(max(arguments.runs, 15)), added_modules()
+    plugin = plugin_cost(max(arguments.runs, 15))
     report.show(
         f"Import: medians in ms (limit {LIMIT_MS:g} over NumPy)",
         ("clock", "numpy", "refbn with NumPy", "over NumPy"),
         ((clock, cost.numpy, cost.refbn, cost.over) for clock, cost in costs.items()),
     )
+    print(f"pytest plugin, unused: {plugin['wall']:.2f} ms, {plugin['processor']:.2f} ms of processor time")
     print("modules beyond NumPy's:", ", ".join(added))
     print("of these, optional packages:", ", ".join(foreign(added)) or "none")
     report.write(
@@ -99,10 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": report.versions(),
             "milliseconds": {clock: {**asdict(cost), "over": cost.over} for clock, cost in costs.items()},
             "limit": LIMIT_MS,
+            "plugin": {**plugin, "limit": PLUGIN_LIMIT_MS},
             "modules": added,
         },
     )
-    return 1 if costs["wall"].over > LIMIT_MS or foreign(added) else 0
+    dear = costs["wall"].over > LIMIT_MS or plugin["processor"] > PLUGIN_LIMIT_MS
+    return 1 if dear or foreign(added) else 0
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ comparison uses it where the exact terms cancel; see `refbn.audit.compare`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -72,7 +71,7 @@ class Model:
         """Return the model for a format and m elements a channel."""
         working = BINARY32 if form.precision < BINARY32.precision else form
         if working is BINARY64:
-            accumulation = (math.ceil(math.log2(max(count, 1))) + 2) * BINARY64.unit_roundoff
+            accumulation = (max(count - 1, 0).bit_length() + 2) * BINARY64.unit_roundoff
         else:
             accumulation = count * BINARY64.unit_roundoff
         return cls(working.unit_roundoff, working.tiny / 2, accumulation)
@@ -140,10 +139,9 @@ class Running:
 
     def sum(self) -> Running:
         """Return the sum of a vector (B3)."""
-        value = self.value.sum(axis=1, keepdims=True)
-        magnitude = np.abs(self.value).sum(axis=1, keepdims=True)
-        error = self.error.sum(axis=1, keepdims=True) + self.model.accumulation * magnitude
-        size = self.size.sum(axis=1, keepdims=True)
+        value = _total(self.value)
+        error = _total(self.error) + self.model.accumulation * _total(np.abs(self.value))
+        size = _total(self.size)
         return Running(self.model, value, error + self.model.u * np.abs(value), size, None)
 
     def mean(self) -> Running:
@@ -181,6 +179,13 @@ class Running:
     def _result(self, value: Doubles, error: Doubles, size: Doubles, other: Running) -> Running:
         length = other.length if self.length is None else self.length
         return Running(self.model, value, error + self.model.u * np.abs(value), size, length)
+
+
+def _total(values: Doubles) -> Doubles:
+    """Return the sum of each row, added up from left to right: the same bits on every machine."""
+    if values.shape[1] == 0:
+        return np.zeros((len(values), 1))
+    return np.asarray(np.add.accumulate(values, axis=1)[:, -1:])
 
 
 def _nearest(constant: int | Fraction) -> float:

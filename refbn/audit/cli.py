@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from refbn.audit.runner import Progress
     from refbn.audit.selection import Chosen
 
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What a subcommand is added to. It sets ``command``, a function from the options to the exit status."""
+
 __all__ = ["main"]
 
 _NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
@@ -46,15 +49,17 @@ class BadUse(Exception):
     """What the user asked for cannot be done; the message says why."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Commands], None]] = ()) -> int:
     """Run the command line and return its exit status.
 
     Parameters
     ----------
     argv : sequence of str, optional
         The arguments; those of the process by default.
+    more : sequence of callable
+        Add further subcommands (`refbn.cli` has those of other rooms).
     """
-    parser = _parser()
+    parser = _parser(more)
     try:
         options = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has said why
@@ -76,16 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(more: Sequence[Callable[[Commands], None]]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="refbn", description="The ground truth for batch normalization.")
     parser.add_argument("--version", action="version", version=f"refbn {_version()}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_audit(commands)
+    for add in (_add_audit, *more):
+        add(commands)
     return parser
 
 
-def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_audit(commands: Commands) -> None:
     audit = commands.add_parser(
         "audit",
         help="compare a framework's batch norm with the exact truth",
