@@ -154,7 +154,7 @@ def _audit(options: argparse.Namespace) -> int:
 
     console = Console(highlight=False)
     mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen)  # they are their own explanation
-    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(15.0 if options.quick else 120.0)
+    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(8.0 if options.quick else 120.0)
     if options.case:
         findings = [f for adapter in chosen for f in detail.print_case(adapter, cases[0], console, reasons)]
         findings = known.mark(findings, accepted)
