@@ -212,7 +212,7 @@ def _run(
 
     console = Console(highlight=False)
     mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
-    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(15.0 if options.quick else 120.0)
+    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(8.0 if options.quick else 120.0)
     if options.case:
         findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
     else:

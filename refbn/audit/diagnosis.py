@@ -15,12 +15,13 @@ F2. *bits*: the mistake's rounded numbers differ from the correctly rounded trut
 F3. *pattern*: the result is finite in other places than the truth, and where it is finite, F1 holds or the error
     relative to the mistake is within 8 ulps.
 
-A finding is explained by a mistake that fits it and at least `SEVERAL` cases of its group (same framework, operation,
-output, dtype, check and family). Where the group is smaller, its first case is asked again with other seeds, and must
-be off and fit there too. A mistake is out if it would show, well beyond the bound, in as many cases that the framework
-gets right as it fits. Of several mistakes the one with the fewest such contradictions is told, then the one that fits
-most cases, then the one with the fewest contradictions in other operations, then one that the zoo means for the family,
-then one that does not depend on the order, then the one with most digits.
+A finding is explained by a mistake that fits it and at least `SEVERAL` cases of the same framework, operation, output
+and check (F2: of the same dtype and family too). Where there are fewer, the first case of that dtype and family is
+asked again with other seeds, and must be off and fit there too. A mistake is out if it would show, well beyond the
+bound, in as many cases that the framework gets right as it fits. Of several mistakes the one with the fewest such
+contradictions is told, then the one that fits most cases, then the one with the fewest contradictions in other
+operations, then one that the zoo means for the family, then one that does not depend on the order, then the one with
+most digits.
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -307,11 +308,16 @@ class Diagnosis:
         for finding in findings:
             if finding.verdict in ("exact", "accurate") and not finding.check:
                 fine.setdefault(_asked(finding), []).append(finding)
+        alike: dict[tuple[str, ...], list[_Evidence]] = {}  # whatever the dtype and the family
+        for group in groups.values():
+            found_here = alike.setdefault((*_asked(group[0])[:3], group[0].check), [])
+            found_here += [self._evidence[finding.id] for finding in group]
         for group in groups.values():
             name = group[0].framework
             deadlines.setdefault(name, time.process_time() + self._seconds / 2)
             others = [f for key, found in fine.items() if key[::3] == (name, group[0].dtype) for f in found]
-            explained |= self._explain(group, fine.get(_asked(group[0]), ()), others, by_name[name], deadlines[name])
+            around = fine.get(_asked(group[0]), ()), others, alike[(*_asked(group[0])[:3], group[0].check)]
+            explained |= self._explain(group, *around, by_name[name], deadlines[name])
         smallest = self._smallest(findings, explained, by_name)
         return [self._told(finding, explained, smallest) for finding in findings]
 
@@ -385,14 +391,19 @@ class Diagnosis:
         group: Sequence[Finding],
         fine: Sequence[Finding],
         others: Sequence[Finding],
+        alike: Sequence[_Evidence],
         adapter: Adapter,
         deadline: float,
     ) -> dict[str, tuple[str, str]]:
         """Return the mistake and the words for each finding of a group that is explained."""
         own = {finding.id: self._evidence[finding.id] for finding in group}
-        every = [*own.values(), *self._with_other_seeds(group, adapter, deadline)]
+        every = list(own.values())
+        if not any(sum(name in one.fits for one in alike) >= SEVERAL for first in every for name in first.fits):
+            every += self._with_other_seeds(group, adapter, deadline)
         names = dict.fromkeys(name for one in every for name in (*one.fits, *one.bits, *one.sizes))
-        counts = {name: sum(name in one.fits for one in every) for name in names}
+        mine = {id(one) for one in own.values()}
+        whole = [*every, *(one for one in alike if id(one) not in mine)]
+        counts = {name: sum(name in one.fits for one in whole) for name in names}
         against = {
             name: self._contradictions(name, fine, adapter)
             for name in names
@@ -411,7 +422,7 @@ class Diagnosis:
                 best = min(fitting, key=ranks.__getitem__)
                 told[finding.id] = (
                     best,
-                    _words(best, evidence.fits[best], counts[best], len(every), parse(finding.case)),
+                    _words(best, evidence.fits[best], counts[best], len(whole), parse(finding.case)),
                 )
         by_bits = self._by_bits(every, against)
         by_size = self._consistent(every, against)

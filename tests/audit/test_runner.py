@@ -162,16 +162,16 @@ def test_the_order_of_the_batch():
 
 
 def test_the_order_of_the_batch_and_its_layout_must_not_reach_the_running_statistics():
-    class FirstOnly(Perfect):
+    class OneCounts(Perfect):
         def run(self, operation, inputs):
             answer = super().run(operation, inputs)
             if operation == "running":
-                answer["running_mean"] = answer["running_mean"] + inputs.batches[0].ravel(order="K")[0]
+                answer["running_mean"] = answer["running_mean"] + inputs.batches[0].ravel(order="K")[1]
             return answer
 
-    for text in ("structure:running:f32:33x3:check=permute", "layout:running:f32:4x3x5:layout=negative,check=layout"):
+    for text in ("structure:running:f32:33x3:check=permute", "layout:running:f32:4x3x5:layout=transposed,check=layout"):
         assert verdicts(Perfect(), text) == {"running_mean": "exact", "running_var": "exact"}
-        assert verdicts(FirstOnly(), text) == {"running_mean": "wrong", "running_var": "exact"}
+        assert verdicts(OneCounts(), text) == {"running_mean": "wrong", "running_var": "exact"}
 
 
 def test_momentum_must_not_reach_training():
