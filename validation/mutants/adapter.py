@@ -1,0 +1,34 @@
+"""A mutant as a framework that the audit asks."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from unittest import mock
+
+from refbn.audit.adapters._protocol import Array, Inputs
+from refbn.audit.adapters.own import Own
+from refbn.backends import reference as binding
+from validation.mutants.generate import Mutant
+from validation.mutants.textbook import build
+
+__all__ = ["Mutated"]
+
+
+class Mutated(Own):
+    """refbn's backend `reference` with another textbook: public functions, layouts, edges and compositions are refbn's.
+
+    Parameters
+    ----------
+    mutant : Mutant or None
+        None is the control, whose textbook is right.
+    """
+
+    def __init__(self, mutant: Mutant | None) -> None:
+        super().__init__("reference")
+        self.name = "control" if mutant is None else mutant.id
+        self.textbook: ModuleType = build("" if mutant is None else mutant.source)
+
+    def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
+        """Run one operation; see `Adapter.run`."""
+        with mock.patch.object(binding, "reference", self.textbook):
+            return super().run(operation, inputs)
