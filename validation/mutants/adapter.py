@@ -8,6 +8,7 @@ from unittest import mock
 from refbn.audit.adapters._protocol import Array, Inputs
 from refbn.audit.adapters.own import Own
 from refbn.backends import reference as binding
+from refbn.dialects import DIALECTS
 from validation.mutants.generate import Mutant
 from validation.mutants.textbook import build
 
@@ -21,10 +22,13 @@ class Mutated(Own):
     ----------
     mutant : Mutant or None
         None is the control, whose textbook is right.
+    dialect : str
+        Whose running statistics it keeps; the textbook knows them all.
     """
 
-    def __init__(self, mutant: Mutant | None) -> None:
+    def __init__(self, mutant: Mutant | None, dialect: str = "torch") -> None:
         super().__init__("reference")
+        self.dialect = DIALECTS[dialect]
         self.name = "control" if mutant is None else mutant.id
         self.textbook: ModuleType = build("" if mutant is None else mutant.source)
 

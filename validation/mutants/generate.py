@@ -15,7 +15,7 @@ from importlib import import_module
 from validation.mutants import textbook
 from validation.mutants.operators import OPERATORS, RECIPES, Change, Scope
 
-__all__ = ["Mutant", "mutants"]
+__all__ = ["Mutant", "mutants", "original"]
 
 _LABEL = re.compile(r"# \(?([A-Z]\d+)")
 
@@ -73,6 +73,11 @@ def mutants() -> tuple[Mutant, ...]:
                 Mutant(f"{stem}.{numbers[stem]}", function, module, line, label, change.operator, before, after, source)
             )
     return tuple(found)
+
+
+def original(function: str) -> str:
+    """Return a function as it is, in the form that mutants' sources have."""
+    return ast.unparse(_bare(textbook.definitions()[function][1]))
 
 
 def _brief(text: str) -> str:
