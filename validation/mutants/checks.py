@@ -13,9 +13,7 @@ from validation.mutants.textbook import build, called
 
 __all__ = ["TOOLS", "inspect", "reach"]
 
-_MODULES: dict[str, ModuleType] = {
-    name: module for module in (torch_checks, jax_checks) for name in module.CHECKS
-}
+_MODULES: dict[str, ModuleType] = {name: module for module in (torch_checks, jax_checks) for name in module.CHECKS}
 TOOLS = tuple(_MODULES)
 # An order includes the ones below it, with the same random directions.
 _INCLUDES = {"check_grads rev 2": "check_grads rev 1", "check_grads fwd 2": "check_grads fwd 1"}

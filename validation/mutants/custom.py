@@ -1,7 +1,7 @@
 """A textbook's passes as one writes them for a custom function of a framework: functions of tuples of arrays.
 
-The point is (x, gamma, beta), or (x, mean, var, gamma, beta) with frozen statistics; a direction and a gradient have the
-same order. Channels are the rows. Everything is binary64.
+The point is (x, gamma, beta), or (x, mean, var, gamma, beta) with frozen statistics; a direction and a gradient have
+the same order. Channels are the rows. Everything is binary64.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`check_grads` on a textbook that is wrapped as a custom function of JAX, by `pure_callback`.
 
-JAX differentiates a `custom_vjp` in reverse mode alone, and a `custom_jvp` whose rule is a callback in forward mode alone.
-So each is checked in its own mode, to the second order; mixed nestings do not exist for such a function.
+JAX differentiates a `custom_vjp` in reverse mode alone, and a `custom_jvp` whose rule is a callback in forward mode
+alone. So each is checked in its own mode, to the second order; mixed nestings do not exist for such a function.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ Row = dict[str, Any]
 Task = tuple[str, tuple[str, ...]]
 
 
-def judged(chosen: Sequence[Mutant], depths: Iterable[str] = ("quick", "full", "dense"), loud: bool = False) -> list[Row]:
+def judged(
+    chosen: Sequence[Mutant], depths: Iterable[str] = ("quick", "full", "dense"), loud: bool = False
+) -> list[Row]:
     """Return what the audits say of mutants, deeper only where a mutant has not been found."""
     rows = {m.id: {"id": m.id} | ({"crashes": why} if (why := judge.crashes(m)) else {}) for m in chosen}
     alive = [m for m in chosen if "crashes" not in rows[m.id]]
@@ -65,7 +67,7 @@ def work(task: Task) -> list[Row]:
 
 
 def tasks(chosen: Sequence[Mutant]) -> list[Task]:
-    """Return the work in parts: audits by the operations that reach a function, so that few truths are computed twice."""
+    """Return the work in parts: audits by the operations that reach a function, so that no truth is needed thrice."""
 
     def group(mutant: Mutant) -> int:
         if mutant.function in judge.reach()["forward"]:
