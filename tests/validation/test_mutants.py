@@ -16,7 +16,7 @@ from validation.mutants.adapter import Mutated
 from validation.mutants.custom import POINTS, Frozen, Training
 from validation.mutants.generate import mutants, original
 from validation.mutants.operators import OPERATORS, RECIPES, Scope
-from validation.mutants.work import LETTERS, checked, judged, tasks
+from validation.mutants.work import LETTERS, audits, checked, checks, judged
 
 BY_ID = {m.id: m for m in mutants()}
 RESULT = json.loads(table.newest().read_text(encoding="utf-8"))
@@ -230,7 +230,8 @@ def test_the_checks_run_the_mutated_function():
 def test_the_result_is_of_these_mutants():
     """If this fails, formulas or operators have changed: run `python -m validation.mutants run` and `table`."""
     assert [row["id"] for row in RESULT["mutants"]] == [m.id for m in mutants()]
-    assert set("".join(row["tools"] for row in RESULT["mutants"])) <= set(LETTERS.values())
+    assert set("".join(row.get("tools", "") for row in RESULT["mutants"])) <= set(LETTERS.values())
+    assert len(table.Score(RESULT).checked) > 200
 
 
 def test_both_audits_find_every_mutant_that_changes_a_result():
@@ -264,9 +265,13 @@ def test_cases_of_the_result_are_the_audits():
 
 
 def test_work_is_shared_out():
-    parts = tasks([BY_ID[name] for name in ("mean.L2.drop-factor.1", "jvp.J5.drop-term.1", "inference.I1.drop-term.1")])
-    assert [kind for kind, _ in parts] == ["audit", "audit", "audit", "checks"]
-    assert sorted(name for kind, names in parts if kind == "audit" for name in names) == sorted(parts[-1][1])
+    chosen = [BY_ID[name] for name in ("mean.L2.drop-factor.1", "jvp.J5.drop-term.1", "inference.I1.drop-term.1")]
+    parts = audits(chosen)
+    assert [kind for kind, _ in parts] == ["audit"] * 3
+    ((kind, names),) = checks(chosen, 1)
+    assert kind == "checks" and sorted(name for _, part in parts for name in part) == sorted(names)
+    some = [name for _, part in checks(mutants(), 4) for name in part]
+    assert set(some) >= {m.id for m in mutants()[::4]} and "statistics.S3.one-pass-variance.1" in some
 
 
 def test_show(capsys):

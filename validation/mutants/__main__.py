@@ -6,7 +6,6 @@ import argparse
 import difflib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from refbn.audit.runner import FAILURES
 from validation import report
 from validation.mutants import judge, table
 from validation.mutants.generate import mutants, original
-from validation.mutants.work import LETTERS, Row, checked, judged, tasks, work
+from validation.mutants.work import LETTERS, Row, audits, checked, checks, judged, work
 
 __all__ = ["main"]
 
@@ -23,17 +22,20 @@ def _run(options: argparse.Namespace) -> int:
     from validation.mutants.checks import TOOLS
 
     chosen = [m for m in mutants() if m.id.startswith(options.only)]
-    started = time.monotonic()
     rows: dict[str, Row] = {
         m.id: {"id": m.id, "line": m.line, "operator": m.operator, "before": m.before, "after": m.after} for m in chosen
     }
-    for part in report.spread(work, tasks(chosen), processes=options.processes, label="parts of the work"):
+    for part in report.spread(work, audits(chosen), processes=options.processes, label="audits"):
         for row in part:
             rows[row["id"]] |= row
-    seconds = time.monotonic() - started
+    different = [m for m in chosen if "crashes" not in rows[m.id] and table.found(rows[m.id], "dense")]
+    parts = checks(different, options.checks_every)
+    for part in report.spread(work, parts, processes=options.processes, label="parts of the frameworks' checks"):
+        for row in part:
+            rows[row["id"]] |= row
     result = {
         "versions": report.versions("torch", "jax"),
-        "seconds": round(seconds),
+        "checks_every": options.checks_every,
         "largest_case": judge.LARGEST,
         "cases": {depth: len(judge.cases(depth)) for depth in ("quick", "full")} | {"dense": len(judge.dense())},
         "tools": TOOLS,
@@ -44,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     score = table.Score(result)
     survivors = [row for row in score.different if table.found(row, "full") == ""]
     report.show(
-        f"{len(rows)} mutants, {len(score.different)} of which change a result, in {seconds:.0f} s",
+        f"{len(rows)} mutants, {len(score.different)} of which change a result",
         ("", "found"),
         score.summary(),
     )
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", parents=[report.parser(None, add_help=False)], help="ask all tools all mutants")
     run.add_argument("--only", default="", help="begin of the mutants' ids, such as a function's name")
+    run.add_argument("--checks-every", type=int, default=1, metavar="N", help="frameworks' checks on every Nth mutant")
     run.add_argument("--processes", type=int, default=None, help="2 unless there is only one core")
     run.set_defaults(command=_run)
     written = commands.add_parser("table", help="write docs/mutation.md from the newest result")

@@ -119,7 +119,7 @@ def _worse(outcome: Outcome, finding: Finding, dialect: str, asked: int) -> Outc
     return Outcome(finding.verdict, finding.case, dialect, finding.output, finding.note, finding.bound_ratio, asked)
 
 
-def dense(count: int = 50, seed: int = 2026) -> list[Case]:
+def dense(count: int = 20, seed: int = 2026) -> list[Case]:
     """Return all operations on random inputs that no family of the audit has: shapes, scales, ε and data by chance."""
     rng = np.random.default_rng(seed)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from validation.mutants import judge
 from validation.mutants.generate import Mutant, mutants
+from validation.mutants.operators import RECIPES
 
-__all__ = ["LETTERS", "Row", "Task", "checked", "judged", "tasks", "work"]
+__all__ = ["LETTERS", "Row", "Task", "audits", "checked", "checks", "judged", "work"]
 
 _CHUNK = 20
 LETTERS = {"usual": "u", "chosen": "c", "passed": "p", "unreached": "-"}
@@ -61,13 +62,14 @@ def checked(chosen: Sequence[Mutant]) -> list[Row]:
 
 
 def work(task: Task) -> list[Row]:
+    """Do one part."""
     kind, names = task
     chosen = [m for m in mutants() if m.id in set(names)]
     return judged(chosen, loud=True) if kind == "audit" else checked(chosen)
 
 
-def tasks(chosen: Sequence[Mutant]) -> list[Task]:
-    """Return the work in parts: audits by the operations that reach a function, so that no truth is needed thrice."""
+def audits(chosen: Sequence[Mutant]) -> list[Task]:
+    """Return the audits' part, by the operations that reach a function, so that no truth is needed thrice."""
 
     def group(mutant: Mutant) -> int:
         if mutant.function in judge.reach()["forward"]:
@@ -75,6 +77,12 @@ def tasks(chosen: Sequence[Mutant]) -> list[Task]:
         return 1 if any(mutant.function in judge.reach()[op] for op in ("inference", "rev_fwd_eval")) else 2
 
     groups = [tuple(m.id for m in chosen if group(m) == number) for number in range(3)]
-    names = [m.id for m in chosen]
-    parts = [tuple(names[i : i + _CHUNK]) for i in range(0, len(names), _CHUNK)]
-    return [("audit", part) for part in groups if part] + [("checks", part) for part in parts]
+    return [("audit", part) for part in groups if part]
+
+
+def checks(chosen: Sequence[Mutant], every: int) -> list[Task]:
+    """Return the part of the frameworks' checks: every so many mutants, and each of batch norm's own mistakes."""
+    own = {recipe.operator for recipe in RECIPES}
+    place = {m.id: number for number, m in enumerate(mutants())}
+    names = [m.id for m in chosen if place[m.id] % every == 0 or m.operator in own]
+    return [("checks", tuple(names[i : i + _CHUNK])) for i in range(0, len(names), _CHUNK)]
