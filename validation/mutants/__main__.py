@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     survivors = [row for row in score.different if table.found(row, "full") == ""]
     report.show(
         f"{len(rows)} mutants, {len(score.different)} of which change a result",
-        ("", "found"),
+        table.SUMMARY,
         score.summary(),
     )
     for row in survivors:

@@ -10,7 +10,7 @@ from typing import Any
 from refbn.audit.runner import FAILURES
 from validation.report import RESULTS
 
-__all__ = ["DOCS", "EXPLAINED", "Score", "found", "newest", "render"]
+__all__ = ["DOCS", "EXPLAINED", "SUMMARY", "Score", "found", "newest", "render"]
 
 DOCS = Path(__file__).parents[2] / "docs" / "mutation.md"
 
@@ -26,6 +26,10 @@ def found(row: Row, depth: str) -> str:
     """Return the verdict by which an audit has found a mutant, or nothing; the full audit contains the quick one."""
     reached = ("quick", "full", "dense")[: ("quick", "full", "dense").index(depth) + 1]
     return next((row[d]["verdict"] for d in reached if "verdict" in row.get(d, {})), "")
+
+
+SUMMARY = ("", "found", "with the chosen point", "of those that it runs")
+"""The columns of `Score.summary`."""
 
 
 class Score:
@@ -45,17 +49,20 @@ class Score:
         place = self.tools.index(tool)
         return sum(row["tools"][place] in letters for row in rows if "tools" in row)
 
-    def summary(self) -> list[tuple[str, str]]:
-        """Return who has found how many of the mutants that change a result."""
+    def summary(self) -> list[tuple[str, str, str, str]]:
+        """Return who has found how many: at the usual point, with the chosen one, of those whose code it runs."""
 
         def share(count: int, total: int) -> str:
             return f"{count} of {total} ({100 * count / total:.1f} %)" if total else "none"
 
-        lines = [
-            (f"refbn audit, {depth}", share(sum(bool(found(r, depth)) for r in self.different), len(self.different)))
-            for depth in ("quick", "full")
-        ]
-        lines += [(tool, share(self.by_tool(self.checked, tool, "u"), len(self.checked))) for tool in self.tools]
+        lines = []
+        for depth in ("quick", "full"):
+            count = share(sum(bool(found(r, depth)) for r in self.different), len(self.different))
+            lines.append((f"refbn audit, {depth}", count, "", ""))
+        for tool in self.tools:
+            usual, both = (self.by_tool(self.checked, tool, letters) for letters in ("u", "uc"))
+            runs = self.by_tool(self.checked, tool, "ucp")
+            lines.append((tool, share(usual, len(self.checked)), share(both, len(self.checked)), share(both, runs)))
         return lines
 
 
@@ -85,7 +92,7 @@ def render(result: dict[str, Any]) -> str:
                 largest=result["largest_case"],
                 **counts,
             ),
-            _markdown(("", "found"), score.summary()),
+            _markdown(SUMMARY, score.summary()),
             _verdicts(score),
             _PRINCIPLE,
             _by_function(score),
@@ -124,8 +131,8 @@ wraps a custom function, go through `torch.autograd.gradcheck` and `gradgradchec
 Measured on {date}: {mutants} mutants. {crashing} raise an error on ordinary input and are no functions at all.
 {equivalent} give the textbook's results, within the bound of a competent implementation, in each of the full audit's
 {full} cases of up to {largest} elements ({quick} are in the quick audit) and in {dense} random ones beside them; they
-are listed at the end. The other {different} change a result. The frameworks' checks were asked about {which}
-({checked} mutants).
+are listed at the end. The other {different} change a result. The frameworks' checks were asked about {checked}
+of these, {which}.
 """
 
 _VERDICTS = """
@@ -145,9 +152,10 @@ _PRINCIPLE = """
 * **`gradgradcheck`** adds reverse over reverse, and with `check_fwd_over_rev` forward over reverse. Reverse over
   forward and forward over forward it never does.
 * **`check_grads`** follows one random direction. At order 2 the reverse mode takes y itself for the cotangent, and the
-  forward mode x itself for the tangent. To those directions batch norm is blind (P 1 = 0, P x̂ = κ·x̂): what is left of
-  the kernel K is of the size of ε. A larger ε, or a loss around the function, avoids it. A `custom_vjp` has no forward
-  mode, and a `custom_jvp` made of callbacks no reverse mode; so there are no mixed nestings.
+  forward mode x itself for the tangent. To those directions batch norm is blind (P 1 = 0, P x̂ = κ·x̂): terms of the
+  kernel K shrink to the size of ε, and mistakes in them too (see `curvature`). A larger ε, or a loss around the
+  function, avoids it. A `custom_vjp` has no forward mode, and a `custom_jvp` made of callbacks no reverse mode; so
+  there are no mixed nestings.
 
 All checks run with their own default tolerances, in binary64, on two channels of four elements, at two points: the
 *usual* one (normal data, ε = 1e-5), and one *chosen* so that ε and the scale show (ε = 0.5, standard deviation 1.5, an
@@ -173,21 +181,22 @@ another power of two scales as well, only the spectrum reads κ, which no pass a
 """
 
 EXPLAINED: dict[str, str] = {
-    "statistics.S3.one-pass-variance.1": "The digits cancel only where the variance is small beside the mean; normal data "
-    "do not ask for them, and the derivative of a right function is right.",
-    "statistics.S4.wrong-constant.6": "ε is multiplied by the square of the data's scale: another ε, in the forward and in "
-    "all derivatives alike, so they fit each other.",
-    "statistics.S7.swap-outputs.3": "The batch's mean is reported wrongly, as running statistics will be; y and its "
+    "statistics.S3.one-pass-variance.1": "The digits cancel only where the variance is small beside the mean; normal "
+    "data do not show it.",
+    "statistics.S4.wrong-constant.6": "ε is multiplied by a power of the data's scale: another ε, in the forward and "
+    "in all derivatives alike, so they fit each other.",
+    "statistics.S7.swap-outputs.3": "The batch's mean is reported wrongly, and running statistics with it; y and its "
     "derivatives do not contain it.",
-    "center.S1.reduce-over-channels.1": "The first centering subtracts one mean from all channels. The second repairs that, "
-    "unless one channel holds a NaN, which is then in all of them.",
-    "statistics.S4.eps-as-floor.1": "max(v, ε) for v + ε: next to the same at v = 1, and nobody looks where v is small.",
-    "statistics.S5.eps-outside-root.1": "√v + ε for √(v + ε): at ε = 1e-5 the derivatives' disagreement is below the "
-    "tolerances.",
-    "columns.L2.eps-forgotten.1": "The derivatives multiply by 1/√v where the forward divided by √(v + ε); at ε = 1e-5 the "
-    "tolerance of gradcheck forgives it, that of check_grads does not.",
-    "running_update.S8.corrected-twice.1": "Bessel's correction twice: no derivative runs the running statistics.",
-    "taylor.T3.drop-root.1": "A wrong recurrence in Taylor mode: no check nests forward mode in forward mode through it.",
+    "center.S1.reduce-over-channels.1": "The first centering subtracts one mean from all channels. The second repairs "
+    "that, unless one channel holds a NaN, which is then in all of them.",
+    "statistics.S4.eps-as-floor.1": "max(v, ε) for v + ε: nearly the same at v = 1 and ε = 1e-5.",
+    "statistics.S5.eps-outside-root.1": "√v + ε for √(v + ε): at ε = 1e-5 the formulas for the derivatives still fit "
+    "within the tolerances.",
+    "columns.L2.eps-forgotten.1": "The derivatives multiply by 1/√v where the forward divided by √(v + ε); at ε = 1e-5 "
+    "gradgradcheck's tolerance forgives it.",
+    "running_update.S8.corrected-twice.1": "Bessel's correction twice: no check of derivatives runs the running "
+    "statistics.",
+    "taylor.T3.drop-root.1": "A wrong recurrence in Taylor mode, which no check runs.",
 }
 """Mutants that `gradgradcheck` passes at the usual point though the audit calls them wrong, and why it does."""
 
@@ -199,7 +208,7 @@ def _markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _which(score: Score) -> str:
     every = score.result["checks_every"]
-    return "all of them" if every == 1 else f"every {every}th of all mutants and each mistake of batch norm's own"
+    return "all of them" if every == 1 else f"every {every}th mutant and each mistake of batch norm's own (`RECIPES`)"
 
 
 def _code(text: str) -> str:
