@@ -194,6 +194,8 @@ EXPLAINED: dict[str, str] = {
     "within the tolerances.",
     "columns.L2.eps-forgotten.1": "The derivatives multiply by 1/√v where the forward divided by √(v + ε); at ε = 1e-5 "
     "gradgradcheck's tolerance forgives it.",
+    "curvature.K3.project-twice.1": "P twice for P in the second derivative: the two differ by κ·x̂·mean(x̂·u), and "
+    "κ = ε/(v + ε) is 1e-5 there.",
     "running_update.S8.corrected-twice.1": "Bessel's correction twice: no check of derivatives runs the running "
     "statistics.",
     "taylor.T3.drop-root.1": "A wrong recurrence in Taylor mode, which no check runs.",
