@@ -34,10 +34,12 @@ _Task = TypeVar("_Task")
 _Part = TypeVar("_Part")
 
 
-def parser(description: str | None, *, results: bool = True) -> argparse.ArgumentParser:
+def parser(description: str | None, *, results: bool = True, add_help: bool = True) -> argparse.ArgumentParser:
     """Return a command-line parser; ``results`` adds ``--date`` and ``--output`` of the JSON file."""
     made = argparse.ArgumentParser(
-        description=(description or "").partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(description or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        add_help=add_help,  # not in a parent of subcommands
     )
     if results:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
