@@ -37,7 +37,7 @@ HOMES = {
     "openvino": ("audit/adapters/openvino.py",),
     "paddle": ("audit/adapters/paddle.py",),
     "tinygrad": ("audit/adapters/tinygrad.py",),
-    "jax": ("audit/adapters/_jax.py", *(f"audit/adapters/{name}.py" for name in ("jax", "flax", "equinox"))),
+    "jax": ("audit/adapters/_jax.py", *(f"audit/adapters/{name}.py" for name in ("jax", "flax", "equinox", "keras"))),
     "flax": ("audit/adapters/flax.py",),
     "equinox": ("audit/adapters/equinox.py",),
     "autograd": ("audit/adapters/autograd.py",),

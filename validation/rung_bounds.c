@@ -137,6 +137,7 @@ static void probe_elements(const refbn_job *job, const refbn_unit *unit, const r
 static void probe_copy(const refbn_job *job, const refbn_unit *unit, const refbn_traits *is, refbn_solution *s, int rung)
 {
     const probe *to = probe_current;
+    refbn_repeat_solution(unit, s);
     for (int lane = 0; lane < unit->groups; lane++) {
         const ptrdiff_t group = unit->group + lane;
         for (int which = 0; which < 3; which++) {

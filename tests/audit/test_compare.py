@@ -265,7 +265,9 @@ def test_the_other_running_variance_has_a_name():
     got = right(truth.expect(parse(text), other)["running_var"])
     assert explained(text, "running_var", got)[0] == "running_var with m: keras, flax, onnx, paddle, equinox dialects"
     back = right(truth.expect(parse(text), CONVENTIONS)["running_var"])
-    assert explained(text, "running_var", back, other)[0] == "running_var with m − 1: torch, tensorflow dialects"
+    assert (
+        explained(text, "running_var", back, other)[0] == "running_var with m − 1: torch, tensorflow, tinygrad dialects"
+    )
 
 
 def test_the_other_sense_of_momentum_has_a_name():

@@ -116,7 +116,7 @@ def test_a_named_convention_is_a_dialect_and_is_named():
     findings = {f.output: f for f in run_case(Biased(), parse("state:running:f32:8x3x2:scale=3"))}
     assert findings["running_mean"].verdict == "exact"
     assert findings["running_var"].verdict == "dialect"
-    assert findings["running_var"].note == "matches running_var with m: keras, flax, onnx, paddle dialects"
+    assert findings["running_var"].note == "matches running_var with m: keras, flax, onnx, paddle, equinox dialects"
     assert findings["running_var"].bound_ratio > 1
 
 

@@ -1,6 +1,7 @@
 """The plugin in projects of strangers: selection, ids, header, summary, and what it costs when it is not used."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -171,7 +172,10 @@ def test_unused_it_imports_nothing(tmp_path):
         "status = pytest.main(['-q', '-p', 'no:cacheprovider'])\n"
         "print(json.dumps([status, sorted(sys.modules)]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "_refbn_pytest"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=alone
+    )
     status, modules = json.loads(done.stdout.splitlines()[-1])
     assert status == 0
     assert "_refbn_pytest" in modules

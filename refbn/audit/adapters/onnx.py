@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import Array, Inputs, Unsupported
@@ -191,5 +191,4 @@ class OnnxReference(OnnxRunner):
         """Run a model; see `OnnxRunner.evaluate`."""
         from onnx.reference import ReferenceEvaluator
 
-        outputs: list[Array] = ReferenceEvaluator(model).run(None, arrays)
-        return outputs
+        return cast("list[Array]", ReferenceEvaluator(model).run(None, arrays))

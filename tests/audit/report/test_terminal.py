@@ -71,7 +71,7 @@ def test_a_descriptor_is_never_broken_over_lines():
 
 def test_dialects_and_refusals_are_told_with_their_reason():
     text = printed(RUN, 100)
-    assert "matches running_var with m: keras, flax, onnx, paddle dialects" in text
+    assert "matches running_var with m: keras, flax, onnx, paddle, equinox dialects" in text
     assert "ZeroDivisionError: a framework's own trouble" in text
     assert "no vjp" in text
 
