@@ -24,6 +24,7 @@ import numpy as np
 
 from refbn._formats import FORMATS
 from refbn.audit.adapters import _nested
+from refbn.audit.adapters._nesting import point_of
 from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
 from refbn.dialects import Dialect
 
@@ -128,7 +129,7 @@ class OnJax:
         if asked in STATE:
             running = arrays("running_mean", "running_var")
             return *arrays("gamma", "beta"), running, tuple(jnp.asarray(batch) for batch in inputs.batches)
-        names = _nested.names_of(asked, statistics=True)
+        names = point_of(asked, moves_statistics=True)
         if asked.composition == "":
             return arrays(*names)
         return arrays(*names), arrays(*(f"{name}_dot" for name in names)), *arrays("dy", "w")
@@ -146,7 +147,7 @@ class OnJax:
 
         if operation == "inference":
             return lambda *point: {"y": y(*point)}
-        names = _nested.names_of(asked, statistics=True)
+        names = point_of(asked, moves_statistics=True)
 
         def composed(point: Any, direction: Any, dy: Value, w: Value) -> dict[str, Value]:
             result = _nested.compose(asked, y, point, direction, dy, w, _calculus())
@@ -167,7 +168,7 @@ class OnJax:
         lines += ['jax.config.update("jax_enable_x64", True)', ""]
         if asked in STATE:
             return "\n".join([*lines, *self.steps(operation, inputs)])
-        names = _nested.names_of(asked, statistics=True)
+        names = point_of(asked, moves_statistics=True)
         lines += [*self.definition(inputs, asked.frozen), "", f"point = tuple(map(jnp.asarray, ({', '.join(names)})))"]
         if asked.composition == "":
             lines.append('answer = {"y": np.asarray(jax.jit(batch_norm)(*point))}')

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refbn.audit.adapters._nesting import nest
 from refbn.audit.adapters._protocol import Operation
 
-__all__ = ["Calculus", "compose", "names_of", "script"]
+__all__ = ["Calculus", "compose", "script"]
 
 Value = Any
 """An array of the framework's."""
@@ -44,11 +45,6 @@ class Calculus:
     wide: Callable[[Value], Value]
 
 
-def names_of(operation: Operation, statistics: bool) -> tuple[str, ...]:
-    """Return the names of the arrays that make up the point; frozen statistics belong to it if they take part."""
-    return ("x", "gamma", "beta", "mean", "var") if operation.frozen and statistics else ("x", "gamma", "beta")
-
-
 def compose(
     operation: Operation, function: Function, point: Point, direction: Point, dy: Value, w: Value, calculus: Calculus
 ) -> Any:
@@ -58,22 +54,21 @@ def compose(
     if operation.name.startswith("jvp"):
         return calculus.derivative(function, direction)(*point)
 
-    modes = operation.composition.split("-")
+    def loss_of(total: bool) -> Function:
+        def loss(*p: Value) -> Value:
+            y = calculus.wide(function(*p))
+            f = calculus.wide(w) * (y * y / 2 + y * y * y / 6)
+            return f.sum() if total else f
 
-    def loss(*p: Value) -> Value:
-        y = calculus.wide(function(*p))
-        f = calculus.wide(w) * (y * y / 2 + y * y * y / 6)
-        return f.sum() if "rev" in modes else f
+        return loss
 
-    composed: Function = loss
-    scalar = "rev" in modes  # what `composed` returns at this point of the nesting: L, or a gradient
-    for mode in reversed(modes):
-        if mode == "fwd":
-            composed = calculus.derivative(composed, direction)
-        else:
-            composed = calculus.gradient(composed if scalar else _along(composed, direction, calculus))
-            scalar = False
-    return composed(*point)
+    return nest(
+        operation.composition,
+        loss_of,
+        calculus.gradient,
+        lambda inside: calculus.derivative(inside, direction),
+        lambda gradient: _along(gradient, direction, calculus),
+    )(*point)
 
 
 def _along(gradient: Function, direction: Point, calculus: Calculus) -> Function:
@@ -115,15 +110,14 @@ def script(
         "    f = w * (y * y / 2 + y * y * y / 6)",
         f"    return {'f.sum()' if 'rev' in modes else 'f'}",
     ]
-    text, scalar, twice = "loss", "rev" in modes, False
-    for mode in reversed(modes):
-        if mode == "fwd":
-            text = f"jvp({text})"
-        else:
-            twice |= not scalar
-            text = f"grad({text if scalar else f'lambda *p: inner({text}(*p), direction)'})"
-            scalar = False
-    if twice:
+    text = nest(
+        operation.composition,
+        lambda _: "loss",
+        lambda inside: f"grad({inside})",
+        lambda inside: f"jvp({inside})",
+        lambda gradient: f"lambda *p: inner({gradient}(*p), direction)",
+    )
+    if modes.count("rev") > 1:
         lines += inner
     value = 'answer = {"value": np.asarray(result).astype(x.dtype)}'
     return [*lines, "", f"result = {call.format(text)}", gradients if "rev" in modes else value]

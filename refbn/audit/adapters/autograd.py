@@ -21,6 +21,7 @@ import numpy as np
 from refbn._formats import BFLOAT16, FORMATS
 from refbn.audit.adapters import _nested
 from refbn.audit.adapters._jax import STATELESS, axes_of, column
+from refbn.audit.adapters._nesting import point_of
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Operation, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -65,7 +66,7 @@ class Autograd:
         if operation not in self.operations:
             raise Unsupported(f"{self.name}: no {operation}")
         asked = OPERATIONS[operation]
-        names = _nested.names_of(asked, statistics=True)
+        names = point_of(asked, moves_statistics=True)
         point = tuple(getattr(inputs, name) for name in names)
 
         def function(x: Value, gamma: Value, beta: Value, *frozen: Value) -> Value:
@@ -97,7 +98,7 @@ class Autograd:
         if operation not in self.operations:
             raise Unsupported(f"{self.name}: no {operation}")
         asked, rank = OPERATIONS[operation], inputs.x.ndim
-        names = _nested.names_of(asked, statistics=True)
+        names = point_of(asked, moves_statistics=True)
         lines = [
             "import autograd",
             "import autograd.numpy as anp",

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refbn._formats import BFLOAT16, FORMATS
+from refbn.audit.adapters._nesting import nest
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
 from refbn.dialects import DIALECTS
 
@@ -136,16 +137,14 @@ class Torch:
             return {"y_dot": _array(self.evaluate(_forward_mode(function, direction), point))}
 
         modes = asked.composition.split("-")
-        composed = _loss(function, _tensor(inputs.w), total="rev" in modes)
         functional = self.functional or "fwd" in modes
-        reverse = _reverse_functional if functional else _reverse
-        scalar = "rev" in modes  # what `composed` returns at this point of the nesting: L, or a gradient
-        for mode in reversed(modes):
-            if mode == "fwd":
-                composed = _forward_mode(composed, direction)
-            else:
-                composed = reverse(composed if scalar else _along(composed, direction))
-                scalar = False
+        composed = nest(
+            asked.composition,
+            lambda total: _loss(function, _tensor(inputs.w), total),
+            _reverse_functional if functional else _reverse,
+            lambda inside: _forward_mode(inside, direction),
+            lambda gradient: _along(gradient, direction),
+        )
         result = self.evaluate(composed, point if functional else _leaves(point))
         return _gradients(result) if "rev" in modes else {"value": _array(result.to(point[0].dtype))}
 
