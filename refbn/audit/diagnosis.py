@@ -35,7 +35,7 @@ against it if none does. The words are "consistent with", never more: errors of 
 once (unexplained ones once for each family), from their case with the fewest elements: fewer repetitions, axes,
 channels, samples; plain layout, parameters, data, offset, scale. A change is kept if verdict and explanation stay, and
 if the exact result does not cancel to less than a competent implementation's error; the first that is kept begins
-another round. The number of trials is bounded, and so is the processor time for all.
+another round. The number of trials is bounded, and so is the time for all, a worker's included.
 """
 
 from __future__ import annotations
@@ -314,7 +314,7 @@ class Diagnosis:
             found_here += [self._evidence[finding.id] for finding in group]
         for group in groups.values():
             name = group[0].framework
-            deadlines.setdefault(name, time.process_time() + self._seconds / 2)
+            deadlines.setdefault(name, time.monotonic() + self._seconds / 2)
             others = [f for key, found in fine.items() if key[::3] == (name, group[0].dtype) for f in found]
             around = fine.get(_asked(group[0]), ()), others, alike[(*_asked(group[0])[:3], group[0].check)]
             explained |= self._explain(group, *around, by_name[name], deadlines[name])
@@ -452,7 +452,7 @@ class Diagnosis:
             return
         case = parse(group[0].case)
         for seed in range(case.seed + 101, case.seed + 101 + _SEEDS):
-            if time.process_time() < deadline and _elements(case)[0] <= _LARGE:
+            if time.monotonic() < deadline and _elements(case)[0] <= _LARGE:
                 verdict, evidence = self._again(adapter, dataclasses.replace(case, seed=seed), group[0])
                 if verdict in OFF:
                     yield evidence
@@ -545,8 +545,8 @@ class Diagnosis:
         # What is worst first, in case time runs out.
         for key in sorted(groups, key=lambda key: -VERDICTS.index(groups[key][0].verdict)):
             group, mistake = groups[key], key[-1] if not key[-1].startswith(" ") else ""
-            deadline = deadlines.setdefault(key[0], time.process_time() + self._seconds / 2)
-            if time.process_time() > deadline:
+            deadline = deadlines.setdefault(key[0], time.monotonic() + self._seconds / 2)
+            if time.monotonic() > deadline:
                 continue
             case = shrink(
                 min((parse(f.case) for f in group), key=_elements),
@@ -725,7 +725,7 @@ def shrink(case: Case, still: Callable[[Case], bool], deadline: float = math.inf
     still : callable
         What must stay true.
     deadline : float
-        In the sense of `time.process_time`: no trial begins after it.
+        In the sense of `time.monotonic`: no trial begins after it.
     trials : int
         How many cases may be tried.
     """
@@ -736,7 +736,7 @@ def shrink(case: Case, still: Callable[[Case], bool], deadline: float = math.inf
         for candidate in _simpler(case):
             if candidate in tried:
                 continue
-            if len(tried) > trials or time.process_time() > deadline:
+            if len(tried) > trials or time.monotonic() > deadline:
                 return case
             tried.add(candidate)
             if still(candidate):
