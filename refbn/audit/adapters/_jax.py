@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy as np
 from refbn._formats import FORMATS
 from refbn.audit.adapters import _nested
 from refbn.audit.adapters._nesting import point_of
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported, installed
 from refbn.dialects import Dialect
 
 __all__ = ["STATELESS", "OnJax", "Value", "axes_of", "column"]
@@ -53,10 +52,7 @@ class OnJax:
 
     def version(self) -> str | None:
         """Return the installed version, or None; the package is not imported for this."""
-        try:
-            return metadata.version(self.package)
-        except metadata.PackageNotFoundError:
-            return None
+        return installed(self.package)
 
     def set_threads(self, count: int) -> None:
         """JAX has one pool of threads, as large as the machine, from its first operation on."""

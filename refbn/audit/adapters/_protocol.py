@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from refbn.dialects import Dialect
 
-__all__ = ["EVAL", "OPERATIONS", "STATE", "TRAINING", "Adapter", "Broken", "Inputs", "Operation", "Unsupported"]
+__all__ = [
+    "EVAL",
+    "OPERATIONS",
+    "STATE",
+    "TRAINING",
+    "Adapter",
+    "Broken",
+    "Inputs",
+    "Operation",
+    "Unsupported",
+    "installed",
+]
 
 Array = npt.NDArray[Any]
 
@@ -167,6 +179,14 @@ class Unsupported(Exception):
 
 class Broken(Exception):
     """Raised in a framework's place where its process ended or went on too long: no refusal that could be meant."""
+
+
+def installed(distribution: str) -> str | None:
+    """Return a distribution's installed version, or None; nothing is imported for this."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class Adapter(Protocol):

@@ -13,7 +13,6 @@ The loss is brought to binary64 by ``astype``, which rounds the cotangent on its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from refbn._formats import BFLOAT16, FORMATS
 from refbn.audit.adapters import _nested
 from refbn.audit.adapters._jax import STATELESS, axes_of, column
 from refbn.audit.adapters._nesting import point_of
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Operation, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Operation, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["Autograd"]
@@ -52,10 +51,7 @@ class Autograd:
 
     def version(self) -> str | None:
         """Return the installed version, or None; autograd is not imported for this."""
-        try:
-            return metadata.version("autograd")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("autograd")
 
     def set_threads(self, count: int) -> None:
         """NumPy's elementwise operations and sums run on the calling thread."""

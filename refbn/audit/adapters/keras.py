@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refbn._formats import FORMATS
 from refbn.audit.adapters._nesting import Language, asked_for, nest, point_of, script
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported, installed
 from refbn.audit.adapters.tensorflow import LANGUAGE, TensorFlow
 from refbn.audit.adapters.torch import Torch
 from refbn.dialects import DIALECTS
@@ -50,8 +49,8 @@ class _Layer:
 
     def version(self) -> str | None:
         """Return Keras's version and the backend's, or None if one is missing; neither is imported for this."""
-        keras = _version("keras")
-        found = next((v for name in self.distributions if (v := _version(name)) is not None), None)
+        keras = installed("keras")
+        found = next((v for name in self.distributions if (v := installed(name)) is not None), None)
         return None if keras is None or found is None else f"{keras} on {self.backend} {found}"
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
@@ -400,13 +399,6 @@ def _jax_program(operation: str, layer: Any) -> Callable[[dict[str, Tensor]], di
         return {f"d{name}": value for name, value in zip(("x", "gamma", "beta"), found, strict=True)}
 
     return run
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _policy(dtype: str, param: str) -> str:

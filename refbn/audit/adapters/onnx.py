@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, ClassVar, cast
 
 from refbn._formats import FORMATS
-from refbn.audit.adapters._protocol import Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import Array, Inputs, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["OnnxReference", "OnnxRunner"]
@@ -178,10 +177,7 @@ class OnnxReference(OnnxRunner):
 
     def version(self) -> str | None:
         """Return the installed version of onnx, or None; it is not imported for this."""
-        try:
-            return metadata.version("onnx")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("onnx")
 
     def set_threads(self, count: int) -> None:
         """Refuse: NumPy runs on the calling thread."""

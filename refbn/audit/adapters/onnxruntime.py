@@ -5,10 +5,9 @@ What it computes in binary16 it computes in binary32, between casts that it puts
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
-from refbn.audit.adapters._protocol import Array, Unsupported
+from refbn.audit.adapters._protocol import Array, Unsupported, installed
 from refbn.audit.adapters.onnx import OnnxRunner
 
 __all__ = ["OnnxRuntime"]
@@ -34,11 +33,7 @@ class OnnxRuntime(OnnxRunner):
 
     def version(self) -> str | None:
         """Return the installed version, or None if it or onnx is missing; neither is imported for this."""
-        try:
-            metadata.version("onnx")
-            return metadata.version("onnxruntime")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("onnxruntime") if installed("onnx") else None
 
     def set_threads(self, count: int) -> None:
         """Set the number of threads inside an operator for the sessions to come."""

@@ -7,10 +7,9 @@ processors the default is bfloat16.
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
-from refbn.audit.adapters._protocol import Array, Unsupported
+from refbn.audit.adapters._protocol import Array, Unsupported, installed
 from refbn.audit.adapters.onnx import OnnxRunner
 
 __all__ = ["OpenVino"]
@@ -36,11 +35,7 @@ class OpenVino(OnnxRunner):
 
     def version(self) -> str | None:
         """Return the installed version, or None if it or onnx is missing; neither is imported for this."""
-        try:
-            metadata.version("onnx")
-            return metadata.version("openvino")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("openvino") if installed("onnx") else None
 
     def set_threads(self, count: int) -> None:
         """Set the number of threads of the models to come."""

@@ -15,10 +15,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar
 
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["Paddle"]
@@ -47,10 +46,7 @@ class Paddle:
 
     def version(self) -> str | None:
         """Return the installed version, or None; Paddle is not imported for this."""
-        try:
-            return metadata.version("paddlepaddle")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("paddlepaddle")
 
     def set_threads(self, count: int) -> None:
         """Refuse: Paddle takes the number of threads of an operator from its environment, at import."""

@@ -19,14 +19,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refbn._formats import FORMATS
 from refbn.audit.adapters._nesting import Language, asked_for, nest, point_of, script
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Operation, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Operation, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["LANGUAGE", "TensorFlow", "TensorFlowNN", "TensorFlowXLA"]
@@ -57,12 +56,7 @@ class TensorFlow:
 
     def version(self) -> str | None:
         """Return the installed version, or None; TensorFlow is not imported for this."""
-        for distribution in _DISTRIBUTIONS:
-            try:
-                return metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-        return None
+        return next((version for name in _DISTRIBUTIONS if (version := installed(name)) is not None), None)
 
     def set_threads(self, count: int) -> None:
         """Refuse: TensorFlow fixes its threads when it runs its first op."""

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refbn._formats import BFLOAT16, FORMATS
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["Tinygrad"]
@@ -39,10 +38,7 @@ class Tinygrad:
 
     def version(self) -> str | None:
         """Return the installed version, or None; tinygrad is not imported for this."""
-        try:
-            return metadata.version("tinygrad")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("tinygrad")
 
     def set_threads(self, count: int) -> None:
         """Refuse: tinygrad reads the number of threads when it is imported."""

@@ -13,14 +13,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refbn._formats import BFLOAT16, FORMATS
 from refbn.audit.adapters._nesting import nest
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported, installed
 from refbn.dialects import DIALECTS
 
 __all__ = ["Torch"]
@@ -45,10 +44,7 @@ class Torch:
 
     def version(self) -> str | None:
         """Return the installed version, or None; PyTorch is not imported for this."""
-        try:
-            return metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            return None
+        return installed("torch")
 
     def set_threads(self, count: int) -> None:
         """Set the number of threads that an operator may use."""
