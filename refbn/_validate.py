@@ -56,7 +56,8 @@ CONSTRAINTS: dict[str, str] = {
     "C20": "Dense derivatives are for small inputs: at most 2**26 elements in one result.",
     "C21": "num_features is an int >= 1, and x has as many channels.",
     "C22": "A number of threads is an int from 1 to 1024, in the environment variable REFBN_NUM_THREADS too.",
-    "C23": "The numba backend needs binary64 arithmetic that rounds to nearest and keeps subnormal numbers.",
+    "C23": "numba, and the backends of batch norm's relatives, need binary64 arithmetic that rounds to nearest and "
+    "keeps subnormal numbers.",
     "C24": "axes is an int or a tuple of different ints, axes of x; at least one axis is left.",
     "C25": "groups is an int >= 1 that divides the number of channels.",
     "C26": "r_max is a real number >= 1, d_max one >= 0; infinity sets no limit.",

@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refbn import reference
+from refbn import _validate, reference
 from refbn._formats import BINARY64, Format, format_of, load, round_to
 from refbn._geometry import Geometry
 from refbn._types import Saved
 from refbn.backends._contract import Array
 from refbn.exact import program
 from refbn.exact.arrays import vectors
-from refbn.exact.balls import Ball
+from refbn.exact.balls import Ball, is_ieee
 from refbn.exact.derive import Derivatives, derivatives
 from refbn.exact.numbers import Exact
 from refbn.exact.rounding import round_all
@@ -267,6 +267,7 @@ class _Results:
 
 
 def _pass(bound: Normalization, state: State, rows: _Rows, order: int = 0, wanted: tuple[str, ...] = ()) -> _Results:
+    _validate.backend_arithmetic(bound.name, is_ieee())
     question = _Question(bound.geometry, state, rows, order, wanted)
     if bound.name == "reference":
         return _Textbook(question)

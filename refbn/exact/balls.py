@@ -42,7 +42,7 @@ import numpy.typing as npt
 
 from refbn._formats import BINARY64, Format, round_to
 
-__all__ = ["Ball"]
+__all__ = ["Ball", "is_ieee"]
 
 Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -200,6 +200,13 @@ class Ball:
 
     def _joined(self, other: Ball) -> int | None:
         return other.length if self.length is None else self.length
+
+
+def is_ieee() -> bool:
+    """Tell whether this thread's arithmetic fulfils the assumptions; a library may have left other modes."""
+    one, small = np.ones(1), np.full(1, 2.0**-1074)
+    nearest = one + 2.0**-53 == one and one + 3 * 2.0**-54 > one and -one - 3 * 2.0**-54 < -one
+    return bool(nearest and small * one != 0 and small * 2.0**52 * 0.5 != 0)
 
 
 @cache
