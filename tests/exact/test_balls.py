@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refbn._formats import FORMATS, round_to
-from refbn.exact.balls import Ball
+from refbn.exact.balls import Ball, Rough, is_ieee
 from refbn.exact.rounding import round_number
 
 RNG = np.random.default_rng(20)
@@ -139,3 +139,26 @@ def test_what_leaves_the_range_is_not_sure():
         root = (-Ball.numbers(np.ones(1))).sqrt()
         for ball in (huge, by_zero, root):
             assert not ball.round(FORMATS[-1])[1].any()
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_rough_balls_enclose_too(kind):
+    values, others = numbers(kind), numbers(kind)
+    inside = [
+        Fraction(v) * (1 + Fraction(int(k), 2**54))
+        for v, k in zip(values.tolist(), RNG.integers(-1, 2, 60), strict=True)
+    ]
+    a, b = Rough.rounded(values[:, None], None), Rough.exactly(others[:, None], None)
+    with np.errstate(all="ignore"):
+        assert_enclosed(a + b, [x + Fraction(y) for x, y in zip(inside, others.tolist(), strict=True)], 60)
+        assert_enclosed(
+            a * b, [x * Fraction(y) for x, y in zip(inside, others.tolist(), strict=True)], 30 * (kind != "huge")
+        )
+        rows = Rough.rounded(values.reshape(2, 30), 30)
+        total = rows.sum()
+    assert isinstance(total, Rough)
+    assert_enclosed(total, [sum(inside[:30], Fraction(0)), sum(inside[30:], Fraction(0))], 2)
+
+
+def test_the_usual_arithmetic_is_recognised():
+    assert is_ieee()
