@@ -7,67 +7,26 @@ import pytest
 import torch
 
 import refbn
-from refbn import _geometry, backends
 from refbn._formats import BFLOAT16, BINARY64, FORMATS, round_to
 from refbn.audit.budget import Model, Running
-from refbn.backends.normalization import Normalization
 from refbn.exact import derivatives, program
+from validation.normalizations import NORMS, check, check_batch_norm, geometry_of, outputs
 
 SHAPE = (2, 4, 3)
-NORMS = {
-    "layer": (lambda x, *affine, **options: refbn.layer_norm(x, *affine, axes=(1, 2), **options), (4, 3)),
-    "layer of one axis": (lambda x, *affine, **options: refbn.layer_norm(x, *affine, **options), (3,)),
-    "layer of the first": (lambda x, *affine, **options: refbn.layer_norm(x, *affine, axes=0, **options), (2,)),
-    "group": (lambda x, *affine, **options: refbn.group_norm(x, 2, *affine, **options), (4,)),
-    "group, channels last": (lambda x, *a, **options: refbn.group_norm(x, 3, *a, channel_axis=2, **options), (3,)),
-    "group, channels first": (lambda x, *a, **options: refbn.group_norm(x, 1, *a, channel_axis=0, **options), (2,)),
-    "instance": (lambda x, *affine, **options: refbn.instance_norm(x, *affine, **options), (4,)),
-    "instance, channels first": (lambda x, *a, **k: refbn.instance_norm(x, *a, channel_axis=0, **k), (2,)),
-    "renorm": (
-        lambda x, *a, **k: refbn.batch_renorm(x, np.array([1.5, 0.3, 3, 1]), np.array([0.1, -2, 5, 0]), *a, **k),
-        (4,),
-    ),
-}
-each_norm = pytest.mark.parametrize("name", NORMS)
+each_norm = pytest.mark.parametrize("norm", NORMS)
 
 
-def problem(name, dtype, seed=0, kind="normal", shape=SHAPE):
-    """Return inputs of all passes by name."""
+def problem(norm, dtype, seed=0):
+    """Return inputs of all passes by name, of order one."""
     rng = np.random.default_rng(seed)
-
-    def draw(size):
-        values = rng.standard_normal(size)
-        if kind == "integers":
-            values = np.round(2 * values)
-        return values
-
-    tensors = {key: draw(shape) for key in ("x", "dy", "u")}
-    if kind == "offset":
-        tensors["x"] += 1e3
-    if kind == "constant":
-        tensors["x"][...] = 2.5
-    if kind == "one of each":
-        tensors["x"][0] = 1.0
-        tensors["dy"][1] = 1.0
-    if kind == "extreme" and np.finfo(np.dtype(dtype) if dtype is not BFLOAT16.dtype else np.float32).maxexp > 1000:
-        tensors["x"] *= 2.0 ** rng.integers(-540, 540, shape)
-    vectors = {key: draw(NORMS[name][1]) for key in ("gamma", "beta", "gamma_dot", "beta_dot")}
-    return {key: round_to(values, dtype) for key, values in (tensors | vectors).items()}
+    shapes = dict.fromkeys(("x", "dy", "x_dot"), SHAPE)
+    shapes |= dict.fromkeys(("gamma", "beta", "gamma_dot", "beta_dot"), geometry_of(norm, SHAPE).affine_shape)
+    return {key: round_to(rng.standard_normal(shape), dtype) for key, shape in shapes.items()}
 
 
-def everything(name, p, eps=1e-5, **options):
+def everything(norm, p, eps=1e-5, **options):
     """Return all results of all passes by name."""
-    fwd = NORMS[name][0](p["x"], p["gamma"], p["beta"], eps=eps, **options)
-    results = {key: getattr(fwd, key) for key in ("y", "mean", "var", "invstd")}
-    first = refbn.backward(fwd.saved, p["dy"])
-    second = refbn.double_backward(fwd.saved, p["dy"], p["u"], p["gamma_dot"], p["beta_dot"])
-    along = refbn.hvp(fwd.saved, p["dy"], p["u"], p["gamma_dot"], p["beta_dot"])
-    results["y_dot"] = refbn.jvp(fwd.saved, p["u"], p["gamma_dot"], p["beta_dot"])
-    for prefix, record in (("", first), ("second ", second), ("hvp ", along)):
-        for key in ("dx", "dgamma", "dbeta", "ddy"):
-            if hasattr(record, key):
-                results[prefix + key] = getattr(record, key)
-    return results
+    return outputs(NORMS[norm](p["x"], p["gamma"], p["beta"], eps=eps, **options), p)
 
 
 def assert_same_bits(got, expected):
@@ -80,59 +39,33 @@ def assert_same_bits(got, expected):
 
 
 @each_norm
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-@pytest.mark.parametrize("kind", ["normal", "integers", "offset", "constant", "one of each", "extreme"])
-def test_every_bit_is_the_oracles(name, form, kind):
-    p = problem(name, form.dtype, 1, kind)
-    for eps in (1e-5, 0.0):
-        assert_same_bits(everything(name, p, eps), everything(name, p, eps, backend="exact"))
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.short)
+def test_every_bit_is_the_oracles(norm, form):
+    """Groups of all families in turn, with and without eps, gamma of any kind and of integers."""
+    for seed in range(3):
+        assert check(norm, form, SHAPE, seed).lines == []
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("family", ["integers", "constant", "offset", "huge"])
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.short)
+def test_ties_and_zeros(form, family):
+    for norm in ("layer", "batch renorm"):
+        assert check(norm, form, (3, 4, 6), 0, family).lines == []
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.short)
 def test_batch_norm_by_this_route_has_the_native_bits(form):
     """Two routes that share no derivative formula: the C core, and the oracle's program over balls."""
-    rng = np.random.default_rng(5)
-    for seed in range(24):
-        shape = tuple(int(k) for k in rng.integers(1, 6, 3))
-        kind = ("normal", "integers", "offset", "constant", "extreme", "one of each")[seed % 6]
-        p = problem("instance", form.dtype, seed, kind, shape)
-        for key in ("gamma", "beta", "gamma_dot", "beta_dot"):
-            p[key] = round_to(rng.standard_normal(shape[1]), form.dtype)
-        if seed % 5 == 4:
-            p["x"].flat[0], p["dy"].flat[-1] = np.inf, np.nan
-        geometry = _geometry.batch_norm(shape, 1)
-        by_balls = Normalization("enclosure", geometry)
-        expected = passes(backends.load(backends.first()), p, geometry.canonical, shape)
-        got = passes(by_balls, p, lambda *tensors: [t.transpose(1, 0, 2) for t in tensors], shape)
-        assert_same_bits(got, expected)
-
-
-def passes(kernels, p, canonical, shape, eps=0.0):
-    """Run the contract's passes on canonical views; return the results as (N, C, …)."""
-    out = {key: np.zeros(shape, p["x"].dtype) for key in ("y", "dx", "ddy", "second dx", "hvp dx", "y_dot")}
-    vectors = ("mean", "var", "invstd", "dgamma", "dbeta", "second dgamma", "hvp dgamma", "hvp dbeta")
-    out |= {key: np.zeros(shape[1], p["x"].dtype) for key in vectors}
-    x, dy, u, y, dx, ddy, second, moved, y_dot = canonical(
-        p["x"], p["dy"], p["u"], *(out[key] for key in ("y", "dx", "ddy", "second dx", "hvp dx", "y_dot"))
-    )
-    gamma, beta, gamma_dot, beta_dot = (p[key] for key in ("gamma", "beta", "gamma_dot", "beta_dot"))
-    statistics = {key: out[key] for key in ("mean", "var", "invstd")}
-    state = kernels.forward(x, gamma, beta, eps, y=y, **statistics)
-    kernels.backward(state, x, gamma, dy, dx=dx, dgamma=out["dgamma"], dbeta=out["dbeta"])
-    kernels.jvp(state, x, gamma, u, gamma_dot, beta_dot, y_dot=y_dot)
-    kernels.double_backward(
-        state, x, gamma, dy, u, gamma_dot, beta_dot, ddy=ddy, dx=second, dgamma=out["second dgamma"]
-    )
-    kernels.hvp(state, x, gamma, dy, u, gamma_dot, dx=moved, dgamma=out["hvp dgamma"], dbeta=out["hvp dbeta"])
-    return out
+    for seed in range(6):
+        assert check_batch_norm(form, (3, 4, 5), seed).lines == []
 
 
 @each_norm
-def test_the_textbook_is_as_near_as_a_competent_implementation(name):
+def test_the_textbook_is_as_near_as_a_competent_implementation(norm):
     """The bound is the audit's budget, propagated through the oracle's program, group by group."""
-    p = problem(name, np.float64, 7)
-    exact, textbook = (everything(name, p, backend=backend) for backend in ("exact", "reference"))
-    saved = NORMS[name][0](p["x"], p["gamma"], p["beta"]).saved
+    p = problem(norm, np.float64, 7)
+    exact, textbook = (everything(norm, p, backend=backend) for backend in ("exact", "reference"))
+    saved = NORMS[norm](p["x"], p["gamma"], p["beta"]).saved
     geometry = saved.geometry
     model = Model.of(BINARY64, geometry.count)
     order = (*geometry.group_axes, *geometry.reduced_axes)
@@ -140,7 +73,7 @@ def test_the_textbook_is_as_near_as_a_competent_implementation(name):
     def rows(tensor):
         return geometry.rows(tensor.reshape(geometry.split).transpose(order)).astype(float)
 
-    tensors = {key: Running.given(model, rows(p[key])) for key in ("x", "dy", "u")}
+    tensors = {key: Running.given(model, rows(p[key])) for key in ("x", "dy", "x_dot")}
     affine = {
         key: Running.given(model, geometry.rows(geometry.spread(p[key])).astype(float))
         for key in ("gamma", "beta", "gamma_dot", "beta_dot")
@@ -150,21 +83,21 @@ def test_the_textbook_is_as_near_as_a_competent_implementation(name):
     if geometry.corrected:
         definition = program.batch_renorm
         inputs |= {key: Running.given(model, getattr(saved.state, key)) for key in ("r", "d")}
-    along = {"x": tensors["u"], "gamma": affine["gamma_dot"], "beta": affine["beta_dot"]}
+    along = {"x": tensors["x_dot"], "gamma": affine["gamma_dot"], "beta": affine["beta_dot"]}
     wanted = ("x", "gamma")
     first = derivatives(definition, inputs, cotangent=tensors["dy"], wanted=wanted)
     second = derivatives(definition, inputs, order=1, directions=along, cotangent=tensors["dy"], wanted=wanted)
     for key, number in (
-        ("y", first_value(definition, inputs)),
-        ("dx", first.gradient["x"]),
-        ("y_dot", second.value),
+        ("forward y", first_value(definition, inputs)),
+        ("backward dx", first.gradient["x"]),
+        ("jvp y_dot", second.value),
         ("hvp dx", second.gradient["x"]),
-        ("second ddy", second.value),
+        ("double_backward ddy", second.value),
     ):
         error = np.abs(rows(textbook[key]) - rows(exact[key]))
         size = np.max(number.size, axis=1, keepdims=True)  # budgets are of groups: elements may cancel
         assert (error <= 4 * number.error + 4 * model.u * size).all(), key
-    for key, number in (("dgamma", first.gradient["gamma"]), ("hvp dgamma", second.gradient["gamma"])):
+    for key, number in (("backward dgamma", first.gradient["gamma"]), ("hvp dgamma", second.gradient["gamma"])):
         terms = np.broadcast_to(number.error + model.u * number.size, (geometry.groups, geometry.count))
         bound = geometry.by_affine(terms).sum(axis=1) * 8
         assert (np.abs(textbook[key] - exact[key]).reshape(-1) <= bound).all(), key
@@ -178,72 +111,82 @@ def first_value(definition, inputs):
 def test_against_torch(backend):
     """The conventions are the field's: which element has which gamma, and the order of the groups."""
     functional = torch.nn.functional
-    for name, theirs in {
+    for norm, theirs in {
         "layer": lambda x, g, b: functional.layer_norm(x, (4, 3), g, b),
         "layer of one axis": lambda x, g, b: functional.layer_norm(x, (3,), g, b),
         "group": lambda x, g, b: functional.group_norm(x, 2, g, b),
         "instance": lambda x, g, b: functional.instance_norm(x, weight=g, bias=b),
     }.items():
-        p = problem(name, np.float64, 3)
+        p = problem(norm, np.float64, 3)
         x, gamma, beta = (torch.from_numpy(p[key]).requires_grad_() for key in ("x", "gamma", "beta"))
         y = theirs(x, gamma, beta)
         dx, dgamma, dbeta = torch.autograd.grad(y, (x, gamma, beta), torch.from_numpy(p["dy"]))
-        ours = everything(name, p, backend=backend)
-        for key, value in (("y", y), ("dx", dx), ("dgamma", dgamma), ("dbeta", dbeta)):
+        ours = everything(norm, p, backend=backend)
+        for key, value in (
+            ("forward y", y),
+            ("backward dx", dx),
+            ("backward dgamma", dgamma),
+            ("backward dbeta", dbeta),
+        ):
             np.testing.assert_allclose(ours[key], value.detach().numpy(), rtol=0, atol=2.0**-40)
 
 
 @each_norm
-def test_a_gradient_is_the_adjoint_of_the_tangent(name):
+def test_a_gradient_is_the_adjoint_of_the_tangent(norm):
     """⟨dy, J(ẋ, γ̇, β̇)⟩ = ⟨Jᵀdy, (ẋ, γ̇, β̇)⟩, up to the rounding of the outputs."""
-    p = problem(name, np.float64, 11)
-    results = everything(name, p)
-    left = p["dy"] * results["y_dot"]
-    right = [p["u"] * results["dx"], p["gamma_dot"] * results["dgamma"], p["beta_dot"] * results["dbeta"]]
+    p = problem(norm, np.float64, 11)
+    results = everything(norm, p)
+    left = p["dy"] * results["jvp y_dot"]
+    right = [
+        p["x_dot"] * results["backward dx"],
+        p["gamma_dot"] * results["backward dgamma"],
+        p["beta_dot"] * results["backward dbeta"],
+    ]
     size = np.abs(left).sum() + sum(np.abs(part).sum() for part in right)
     assert abs(left.sum() - sum(part.sum() for part in right)) <= 2.0**-52 * size * 4
 
 
 @each_norm
-def test_layouts_and_out_change_nothing(name):
-    p = problem(name, np.float32, 13)
-    expected = everything(name, p)
+def test_layouts_and_out_change_nothing(norm):
+    p = problem(norm, np.float32, 13)
+    expected = everything(norm, p)
     for change in (np.asfortranarray, lambda a: a[::-1].copy()[::-1], lambda a: np.repeat(a, 2, axis=-1)[..., ::2]):
-        assert_same_bits(everything(name, {key: change(a) for key, a in p.items()}), expected)
+        assert_same_bits(everything(norm, {key: change(a) for key, a in p.items()}), expected)
     swapped = p | {"x": p["x"].astype(">f4"), "gamma": p["gamma"].astype(">f4")}
-    assert_same_bits(everything(name, swapped), expected)
-    fwd = NORMS[name][0](p["x"], p["gamma"], p["beta"])
-    out = {key: np.full_like(expected[key], 7) for key in ("y", "mean", "var", "invstd")}
-    assert NORMS[name][0](p["x"], p["gamma"], p["beta"], out=out).y is out["y"]
-    into = {key: np.full_like(expected[key], 7) for key in ("dx", "dgamma", "dbeta")}
+    assert_same_bits(everything(norm, swapped), expected)
+    fwd = NORMS[norm](p["x"], p["gamma"], p["beta"])
+    out = {key: np.full_like(expected[f"forward {key}"], 7) for key in ("y", "mean", "var", "invstd")}
+    assert NORMS[norm](p["x"], p["gamma"], p["beta"], out=out).y is out["y"]
+    into = {key: np.full_like(expected[f"backward {key}"], 7) for key in ("dx", "dgamma", "dbeta")}
     refbn.backward(fwd.saved, p["dy"], out=into)
-    assert_same_bits(out | into, {key: expected[key] for key in (*out, *into)})
+    for key, array in (out | into).items():
+        assert array.tobytes() == expected[f"{'backward' if key in into else 'forward'} {key}"].tobytes()
 
 
-@pytest.mark.parametrize("name", ["layer", "group", "instance"])
-def test_samples_in_any_order(name):
-    p = problem(name, np.float32, 17)
+@pytest.mark.parametrize("norm", ["layer", "group", "instance"])
+def test_samples_in_any_order(norm):
+    p = problem(norm, np.float32, 17)
     order = np.array([1, 0])
-    shuffled = everything(name, p | {key: p[key][order] for key in ("x", "dy", "u")})
-    expected = everything(name, p)
+    shuffled = everything(norm, p | {key: p[key][order] for key in ("x", "dy", "x_dot")})
+    expected = everything(norm, p)
     for key in expected:
         per_sample = not key.endswith(("dgamma", "dbeta"))
         np.testing.assert_array_equal(shuffled[key], expected[key][order] if per_sample else expected[key])
 
 
-@pytest.mark.parametrize("name", ["layer", "group, channels last", "instance", "renorm"])
-@pytest.mark.parametrize("argument", ["x", "dy", "u", "gamma", "beta", "gamma_dot", "beta_dot"])
+@pytest.mark.parametrize("norm", ["layer", "group, channels last", "instance", "batch renorm"])
+@pytest.mark.parametrize("argument", ["x", "dy", "x_dot", "gamma", "beta", "gamma_dot", "beta_dot"])
 @pytest.mark.parametrize("backend", ["enclosure", "exact", "reference"])
-def test_what_is_no_number_stays_where_it_belongs(name, argument, backend):
+def test_what_is_no_number_stays_where_it_belongs(norm, argument, backend):
     """NaN exactly where a formula contains the value, every other bit as if it were 0."""
-    p = problem(name, np.float32, 19)
+    p = problem(norm, np.float32, 19)
     place = tuple(size - 1 for size in p[argument].shape)
     p[argument][place] = 0
-    expected = everything(name, p, backend=backend)
+    expected = everything(norm, p, backend=backend)
     p[argument][place] = -np.inf
     with np.errstate(all="raise"):
-        got = everything(name, p, backend=backend)
-    geometry = NORMS[name][0](p["x"]).saved.geometry
+        got = everything(norm, p, backend=backend)
+    geometry = NORMS[norm](p["x"]).saved.geometry
     group, same = touched(geometry, argument, place)
     for key in got:
         where = contained(geometry, key, argument, group, same)
@@ -254,29 +197,29 @@ def test_what_is_no_number_stays_where_it_belongs(name, argument, backend):
 
 
 WHOLE = {  # a value in one of these makes the group's whole result NaN; in others of its formula, its own element
-    "y": "x",
-    "y_dot": "x u",
-    "second ddy": "x u",
-    "dx": "x gamma dy",
-    "second dx": "x gamma dy u gamma_dot",
-    "hvp dx": "x gamma dy u gamma_dot",
-    "dgamma": "x",
-    "second dgamma": "x u",
-    "hvp dgamma": "x u",
-    "dbeta": "",
+    "forward y": "x",
+    "jvp y_dot": "x x_dot",
+    "double_backward ddy": "x x_dot",
+    "backward dx": "x gamma dy",
+    "double_backward dx": "x gamma dy x_dot gamma_dot",
+    "hvp dx": "x gamma dy x_dot gamma_dot",
+    "backward dgamma": "x",
+    "double_backward dgamma": "x x_dot",
+    "hvp dgamma": "x x_dot",
+    "backward dbeta": "",
     "hvp dbeta": "",
-    "mean": "x",
-    "var": "x",
-    "invstd": "x",
+    "forward mean": "x",
+    "forward var": "x",
+    "forward invstd": "x",
 }
 OWN = {
-    "y": "gamma beta",
-    "y_dot": "gamma gamma_dot beta_dot",
-    "second ddy": "gamma gamma_dot beta_dot",
-    "dgamma": "dy",
-    "second dgamma": "dy",
+    "forward y": "gamma beta",
+    "jvp y_dot": "gamma gamma_dot beta_dot",
+    "double_backward ddy": "gamma gamma_dot beta_dot",
+    "backward dgamma": "dy",
+    "double_backward dgamma": "dy",
     "hvp dgamma": "dy",
-    "dbeta": "dy",
+    "backward dbeta": "dy",
 }
 
 
@@ -300,7 +243,7 @@ def contained(geometry, key, argument, group, same):
         rows = same
     else:
         return None
-    if key in ("mean", "var", "invstd"):
+    if key in ("forward mean", "forward var", "forward invstd"):
         return rows.any(axis=1).reshape(geometry.group_shape)
     if key.endswith(("dgamma", "dbeta")):
         return geometry.by_affine(rows).any(axis=1).reshape(geometry.affine_shape)
@@ -334,7 +277,7 @@ def test_one_element_and_no_sample():
 
 def test_many_blocks_are_one_result():
     rng = np.random.default_rng(23)
-    for name, function, shape in (
+    for norm, function, shape in (
         ("layer", refbn.layer_norm, (700, 40)),
         ("instance", refbn.instance_norm, (60, 7, 50)),
         ("renorm", lambda x, **k: refbn.batch_renorm(x, np.ones(400), np.zeros(400), **k), (40, 400)),
@@ -346,16 +289,16 @@ def test_many_blocks_are_one_result():
             expected = getattr(textbook, key)
             error = np.abs(getattr(ours, key) - expected)
             # Half a unit in the last place, and what the textbook in binary64 may lose of sums of 3000 numbers.
-            assert (error <= np.abs(expected) * 2.0**-24 + 2.0**-40).all(), (name, key)
+            assert (error <= np.abs(expected) * 2.0**-24 + 2.0**-40).all(), (norm, key)
 
 
-@pytest.mark.parametrize("name", ["layer", "group", "instance", "renorm"])
-def test_formats_of_tensors_and_vectors_may_differ(name):
-    p = problem(name, np.float64, 29)
+@pytest.mark.parametrize("norm", ["layer", "group", "instance", "batch renorm"])
+def test_formats_of_tensors_and_vectors_may_differ(norm):
+    p = problem(norm, np.float64, 29)
     p |= {key: round_to(p[key], np.float16) for key in ("gamma", "beta_dot")}
     p |= {"x": round_to(p["x"], BFLOAT16.dtype), "dy": round_to(p["dy"], np.float32)}
     for dtype in (None, np.float64, np.float16):
-        assert_same_bits(everything(name, p, dtype=dtype), everything(name, p, dtype=dtype, backend="exact"))
+        assert_same_bits(everything(norm, p, dtype=dtype), everything(norm, p, dtype=dtype, backend="exact"))
 
 
 def test_another_floating_point_environment_is_refused(unusual_mode):
