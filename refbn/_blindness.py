@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from refbn import _geometry, _validate
+from refbn import _geometry, _validate, backends
 from refbn._types import Blindness, Saved
 
 __all__ = ["blindness"]
 
 
-def blindness(saved: Saved, dy: Any) -> Blindness:
+def blindness(saved: Saved, dy: Any, *, backend: str | None = None) -> Blindness:
     """Split the gradient that reaches x̂ into what standardization blocks and what it passes.
 
     Parameters
@@ -21,6 +21,9 @@ def blindness(saved: Saved, dy: Any) -> Blindness:
         Of `forward`, `inference`, or one of batch norm's relatives.
     dy : array, x's shape
         The upstream gradient, of y.
+    backend : {"enclosure", "reference", "exact"}, optional
+        Correctly rounded (the default, some microseconds an element), the textbook in binary64 (a hundredth of that,
+        for every step of a training), or the oracle alone.
 
     Returns
     -------
@@ -30,14 +33,14 @@ def blindness(saved: Saved, dy: Any) -> Blindness:
     Raises
     ------
     RefbnError
-        C1, C4, C8.
+        C1, C4, C8, C14.
 
     Notes
     -----
     The gradient that reaches x̂ is g = γ·dy, element by element. x receives r·P g (`refbn.reference.project`), so
 
-    * *passed* is P g, correctly rounded: dx = r·passed,
-    * *blocked* is g − P g, correctly rounded: the mean of g, and 1 − κ of its part along x̂, κ = ε/(v+ε). At ε = 0 it is
+    * *passed* is P g: dx = r·passed,
+    * *blocked* is g − P g: the mean of g, and 1 − κ of its part along x̂, κ = ε/(v+ε). At ε = 0 it is
       the orthogonal projection on span{1, x̂}, so that passed and blocked are orthogonal,
     * *fraction* is ‖blocked‖²/‖g‖² in each group, and *total* that of all groups together; NaN where g is 0.
 
@@ -55,10 +58,12 @@ def blindness(saved: Saved, dy: Any) -> Blindness:
     """
     saved = _validate.saved(saved)
     dy = _geometry.native(_validate.tensor(dy, "dy", saved.geometry.shape))
+    names = backends.NORMALIZATIONS
+    name = names[0] if backend is None else _validate.backend(backend, names)
 
     from refbn.backends.normalization import split_gradient  # not before it is wanted: it loads the oracle
 
-    passed, blocked, g = split_gradient(saved, dy)
+    passed, blocked, g = split_gradient(saved, dy, name)
     axes = saved.geometry.reduced_axes
     shape = saved.geometry.split
 

@@ -198,9 +198,22 @@ def test_what_is_blocked_is_blocked_to_the_last_bit():
     assert not found.blocked.any() and found.total == 0 and (found.passed == x).all()
 
 
+def test_backends_agree():
+    dy = RNG.standard_normal(X.shape)
+    for fwd in of_each_kind(1e-5):
+        found = {name: refbn.blindness(fwd.saved, dy, backend=name) for name in (None, "exact", "reference")}
+        for part in ("passed", "blocked"):
+            assert getattr(found[None], part).tobytes() == getattr(found["exact"], part).tobytes()
+            error = np.abs(getattr(found[None], part) - getattr(found["reference"], part))
+            assert error.max() <= 2.0**-48 * np.abs(dy).max() * np.abs(fwd.saved.gamma).max()
+
+
 def test_nothing_is_no_fraction():
-    found = refbn.blindness(refbn.forward(X).saved, np.zeros(X.shape, np.float32))
-    assert np.isnan(found.fraction).all() and np.isnan(found.total)
+    for backend in (None, "exact", "reference"):
+        found = refbn.blindness(refbn.forward(X).saved, np.zeros(X.shape, np.float32), backend=backend)
+        assert np.isnan(found.fraction).all() and np.isnan(found.total)
+    empty = refbn.blindness(refbn.layer_norm(np.zeros((0, 3))).saved, np.zeros((0, 3)))
+    assert empty.passed.shape == (0, 3) and empty.fraction.shape == (0,) and np.isnan(empty.total)
     bad = X.copy()
     bad[0, 2, 0] = np.inf
     found = refbn.blindness(refbn.forward(bad).saved, X)

@@ -68,6 +68,7 @@ BAD_CALLS = [
     ("C26", "r_max", TypeError, lambda: refbn.renormalization(X, VEC, VEC, r_max="3")),
     ("C27", "saved", TypeError, lambda: refbn.jacobian(refbn.layer_norm(X).saved)),
     ("C27", "saved", TypeError, lambda: refbn.hessian(refbn.batch_renorm(X, VEC, VEC).saved, DY)),
+    ("C14", "backend", RuntimeError, lambda: refbn.blindness(saved(), DY, backend="native")),
     ("C8", "saved", TypeError, lambda: refbn.blindness(X, DY)),
     ("C4", "dy", ValueError, lambda: refbn.blindness(saved(), DY[:1])),
     ("C1", "x", TypeError, lambda: refbn.forward([[1.0, 2.0]])),

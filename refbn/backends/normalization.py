@@ -218,8 +218,9 @@ def correction(
     return r, d
 
 
-def split_gradient(saved: Saved, dy: Array) -> tuple[Doubles, Doubles, Doubles]:
-    """Return P g, g − P g and g for the gradient g = γ·dy that reaches x̂, correctly rounded to binary64."""
+def split_gradient(saved: Saved, dy: Array, name: str) -> tuple[Doubles, Doubles, Doubles]:
+    """Return P g, g − P g and g for the gradient g = γ·dy that reaches x̂, in binary64, by one of the backends."""
+    _validate.backend_arithmetic(name, is_ieee())
     geometry = saved.geometry
     order = (*geometry.group_axes, *geometry.reduced_axes)
     x, upstream = (t.reshape(geometry.split).transpose(order) for t in (saved.x, dy))
@@ -227,14 +228,19 @@ def split_gradient(saved: Saved, dy: Array) -> tuple[Doubles, Doubles, Doubles]:
     everything = np.zeros((3, geometry.groups, geometry.count))
     with np.errstate(all="ignore"):
         everything[2] = rows["gamma"] * rows["dy"]
-    if saved.frozen:
+    if not geometry.groups or saved.frozen:
         everything[0] = everything[2]
         for name in ("gamma", "dy"):
             everything[:, rows.bad[name]] = np.nan
     else:
         xs = rows["x"]
         degenerate = (xs == xs[:, :1]).all(axis=1) & (saved.eps == 0)
-        _split(rows, np.where(degenerate, 1.0, saved.eps), everything)
+        if name == "reference":
+            with np.errstate(all="ignore"):
+                everything[0] = reference.project(reference.statistics(xs, saved.eps), everything[2])
+                everything[1] = everything[2] - everything[0]
+        else:
+            _split(rows, np.where(degenerate, 1.0, saved.eps), everything, enclose=name == "enclosure")
         rows.group(root=np.asarray(degenerate))
         for name in ("x", "gamma", "dy", "root"):
             everything[:, rows.bad[name].any(axis=1)] = np.nan
@@ -245,7 +251,7 @@ def split_gradient(saved: Saved, dy: Array) -> tuple[Doubles, Doubles, Doubles]:
     return passed, blocked, g
 
 
-def _split(rows: Rows, eps: Doubles, everything: Doubles) -> None:
+def _split(rows: Rows, eps: Doubles, everything: Doubles, *, enclose: bool) -> None:
     """Fill in P g, g − P g and g."""
     groups, count = rows["x"].shape
     step = max(BLOCK // max(count, 1), 1)
@@ -256,7 +262,7 @@ def _split(rows: Rows, eps: Doubles, everything: Doubles) -> None:
             gamma, dy = (Ball.vectors(rows[name][block]) for name in ("gamma", "dy"))
             parts = _split_of(x, gamma * dy, Ball.numbers(eps[block]))
             rounded = [part.round(BINARY64) for part in parts]
-        sure = np.ones(rows["x"][block].shape, bool)
+        sure = np.full(rows["x"][block].shape, enclose)
         for out, (values, agreed) in zip(everything, rounded, strict=True):
             out[block] = values
             sure &= agreed
@@ -301,12 +307,10 @@ def _textbook(question: Question, outputs: Outputs) -> dict[str, Doubles]:
             found["value"] = reference.normalize(stats, affine, rows["beta"])
         if question.wanted:
             dy = rows["dy"]
-            hvp = question.order > 0
-            terms = (
-                reference.normalize_hvp(stats, affine, dy, x_dot, gamma_dot)
-                if hvp
-                else reference.normalize_backward(stats, affine, dy)
-            )
+            if question.order:
+                terms = reference.normalize_hvp(stats, affine, dy, x_dot, gamma_dot)
+            else:
+                terms = reference.normalize_backward(stats, affine, dy)
             found |= {"x": terms.x} | {
                 key: total(geometry.by_affine(getattr(terms, key)))[:, 0] for key in ("gamma", "beta")
             }
