@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from validation import report, studies
-from validation.studies import execution
+from validation.studies import data, execution
 
 __all__ = ["RESULTS", "main"]
 
@@ -69,8 +69,11 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         options.seeds = _QUICK_SEEDS if options.quick else _SEEDS
     if options.seeds < 1:
         parser.error(f"--seeds: {options.seeds}, expected at least 1")
-    if options.data is not None and not options.data.exists():
-        parser.error(f"--data: there is no {options.data}")
+    if options.data is not None:
+        try:
+            data.recognize(options.data)
+        except data.DataError as error:
+            parser.error(f"--data: {error}")
     if options.output.exists() and not options.output.is_dir():
         parser.error(f"--output: {options.output} is not a folder")
 
