@@ -8,10 +8,13 @@
 True
 
 The passes: `forward`, `inference`, `backward`, `jvp`, `double_backward`, `hvp`, `taylor`, `jacobian`, `hessian`.
-With running statistics: `BatchNorm`. On how many threads: `num_threads`. The derivations: ``help(refbn.reference)``.
+Its relatives, with the same passes: `layer_norm`, `group_norm`, `instance_norm`, `batch_renorm` (with
+`renormalization`), `weight_standardization`. With running statistics: `BatchNorm`. What of a gradient standardization
+blocks: `blindness`. On how many threads: `num_threads`. The derivations: ``help(refbn.reference)``.
 """
 
 from refbn._api import backward, double_backward, forward, hessian, hvp, inference, jacobian, jvp, taylor
+from refbn._blindness import blindness
 from refbn._errors import (
     AxisError,
     BackendError,
@@ -22,8 +25,26 @@ from refbn._errors import (
     SavedError,
     ShapeError,
 )
+from refbn._norms import (
+    batch_renorm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    renormalization,
+    weight_standardization,
+)
 from refbn._threads import get_num_threads, num_threads, set_num_threads
-from refbn._types import DoubleBackward, Forward, Gradients, Hessian, Jacobian, Saved, SecondOrder
+from refbn._types import (
+    Blindness,
+    DoubleBackward,
+    Forward,
+    Gradients,
+    Hessian,
+    Jacobian,
+    Renormalization,
+    Saved,
+    SecondOrder,
+)
 from refbn.layer import BatchNorm
 
 __version__ = "0.1.0"
@@ -32,6 +53,7 @@ __all__ = [
     "AxisError",
     "BackendError",
     "BatchNorm",
+    "Blindness",
     "DomainError",
     "DoubleBackward",
     "DtypeError",
@@ -41,20 +63,28 @@ __all__ = [
     "Jacobian",
     "LayoutError",
     "RefbnError",
+    "Renormalization",
     "Saved",
     "SavedError",
     "SecondOrder",
     "ShapeError",
     "backward",
+    "batch_renorm",
+    "blindness",
     "double_backward",
     "forward",
     "get_num_threads",
+    "group_norm",
     "hessian",
     "hvp",
     "inference",
+    "instance_norm",
     "jacobian",
     "jvp",
+    "layer_norm",
     "num_threads",
+    "renormalization",
     "set_num_threads",
     "taylor",
+    "weight_standardization",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "inference",
     "jacobian",
     "jvp",
+    "normalized",
     "taylor",
 ]
 
@@ -100,27 +101,49 @@ def forward(
     array([1., 0.])
     """
     x, axis = _validate.input_tensor(x, channel_axis)
-    geometry = _geometry.batch_norm(x.shape, axis)
+    return normalized(x, gamma, beta, eps, _geometry.batch_norm(x.shape, axis), axis, backend, dtype, out)
+
+
+def normalized(
+    x: Array,
+    gamma: Any,
+    beta: Any,
+    eps: Any,
+    geometry: _geometry.Geometry,
+    axes: int | tuple[int, ...],
+    backend: str | None,
+    dtype: npt.DTypeLike | None,
+    out: Array | Mapping[str, Array] | None,
+    correction: tuple[Any, Any] | None = None,
+) -> Forward:
+    """Run a forward for any split of the axes: `forward` and its relatives in `refbn._norms`.
+
+    ``axes`` is what the errors call the axes of gamma; ``correction`` goes with a corrected geometry.
+    """
     _validate.filled(geometry)
     eps = _validate.epsilon(eps)
     dtype = _validate.result_dtype(dtype, x.dtype)
-    gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis)
-    beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
-    name, kernels = _backend(backend)
-    shape = geometry.affine_shape
+    affine_shape, group_shape = geometry.affine_shape, geometry.group_shape
+    gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axes)
+    beta = np.zeros(affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axes)
+    more: dict[str, Any] = {}
+    if correction is not None:
+        named = zip(("r", "d"), correction, strict=True)
+        more = {"correction": tuple(_vector(value, name, geometry, axes) for name, value in named)}
+    name, kernels = _backend(backend, geometry)
     y = mean = var = invstd = None
     if out is not None:
-        vector = _geometry.zeros(shape, dtype)
+        vector = _geometry.zeros(group_shape, dtype)
         like = {"y": _geometry.zeros(x.shape, dtype), "mean": vector, "var": vector, "invstd": vector}
-        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta), like)
+        y, mean, var, invstd = _validate.outputs(out, "y", (x, gamma, beta, *more.get("correction", ())), like)
     y = _like(x, dtype) if y is None else y
-    mean = np.empty(shape, dtype) if mean is None else mean
-    var = np.empty(shape, dtype) if var is None else var
-    invstd = np.empty(shape, dtype) if invstd is None else invstd
+    mean = np.empty(group_shape, dtype) if mean is None else mean
+    var = np.empty(group_shape, dtype) if var is None else var
+    invstd = np.empty(group_shape, dtype) if invstd is None else invstd
 
     x = _geometry.native(x)
     x_view, y_view = geometry.canonical(x, y)
-    state = kernels.forward(x_view, gamma, beta, eps, y=y_view, mean=mean, var=var, invstd=invstd)
+    state = kernels.forward(x_view, gamma, beta, eps, y=y_view, mean=mean, var=var, invstd=invstd, **more)
     saved = new_saved(x, gamma, beta, None, None, eps, False, dtype, geometry, name, state)
     return new_forward(y, mean, var, invstd, saved)
 
@@ -172,7 +195,7 @@ def inference(
     _validate.frozen_variance(var)
     gamma = _ones(geometry, dtype) if gamma is None else _vector(gamma, "gamma", geometry, axis)
     beta = np.zeros(geometry.affine_shape, dtype) if beta is None else _vector(beta, "beta", geometry, axis)
-    name, kernels = _backend(backend)
+    name, kernels = _backend(backend, geometry)
     y = invstd = None
     if out is not None:
         like = {"y": _geometry.zeros(x.shape, dtype), "invstd": _geometry.zeros(geometry.affine_shape, dtype)}
@@ -223,7 +246,7 @@ def backward(saved: Saved, dy: Any, *, out: Mapping[str, Array] | None = None) -
     dbeta = np.empty(saved.beta.shape, saved.beta.dtype) if dbeta is None else dbeta
 
     state, gamma = saved.state, saved.gamma
-    kernels = backends.load(saved.backend)
+    kernels = backends.bound(saved.backend, saved.geometry)
     x, dy, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), dx)
     if saved.frozen:
         kernels.inference_backward(state, x, gamma, dy, dx=dx_view, dgamma=dgamma, dbeta=dbeta, dmean=dmean, dvar=dvar)
@@ -285,7 +308,7 @@ def jvp(
     result = _like(saved.x, saved.dtype) if result is None else result
 
     state, gamma = saved.state, saved.gamma
-    kernels = backends.load(saved.backend)
+    kernels = backends.bound(saved.backend, saved.geometry)
     x, x_dot, y_dot = saved.geometry.canonical(saved.x, x_dot, result)
     if saved.frozen:
         kernels.inference_jvp(state, x, gamma, x_dot, mean_dot, var_dot, gamma_dot, beta_dot, y_dot=y_dot)
@@ -353,7 +376,7 @@ def double_backward(
     dx, dgamma, dmean, dvar = _gradients(saved, dx, dgamma, dmean, dvar)
 
     state, gamma = saved.state, saved.gamma
-    kernels = backends.load(saved.backend)
+    kernels = backends.bound(saved.backend, saved.geometry)
     x, dy, ddx, ddy_view, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), ddx, ddy, dx)
     if saved.frozen:
         written = {"ddy": ddy_view, "dx": dx_view, "dgamma": dgamma, "dmean": dmean, "dvar": dvar}
@@ -423,7 +446,7 @@ def hvp(
     dbeta = np.empty(saved.beta.shape, saved.beta.dtype) if dbeta is None else dbeta
 
     state, gamma = saved.state, saved.gamma
-    kernels = backends.load(saved.backend)
+    kernels = backends.bound(saved.backend, saved.geometry)
     x, dy, x_dot, dx_view = saved.geometry.canonical(saved.x, _geometry.native(dy), x_dot, dx)
     if saved.frozen:
         written = {"dx": dx_view, "dgamma": dgamma, "dbeta": dbeta, "dmean": dmean, "dvar": dvar}
@@ -478,7 +501,7 @@ def taylor(
     dtype = _validate.result_dtype(None, x0.dtype)
     gammas = _vector_series(gamma_series, "gamma_series", 1, len(xs), geometry, axis, dtype)
     betas = _vector_series(beta_series, "beta_series", 0, len(xs), geometry, axis, dtype)
-    _, kernels = _backend(backend, "taylor")
+    _, kernels = _backend(backend, geometry, "taylor")
 
     ys = np.empty((len(xs), *x0.shape), dtype)
     views = tuple(geometry.canonical(*map(_geometry.native, xs), *ys))
@@ -506,6 +529,7 @@ def jacobian(saved: Saved) -> Jacobian:
         C8, C20.
     """
     saved = _validate.saved(saved)
+    _validate.channelwise(saved.geometry, "jacobian")
     shape, channels = saved.x.shape, saved.geometry.affine_shape
     _validate.dense(max(saved.x.size**2, saved.x.size * channels[0]), "saved")
     ones = np.ones(channels, saved.dtype)
@@ -539,6 +563,7 @@ def hessian(saved: Saved, dy: Any) -> Hessian:
         C1, C4, C8, C20.
     """
     saved = _validate.saved(saved)
+    _validate.channelwise(saved.geometry, "hessian")
     dy = _validate.tensor(dy, "dy", saved.geometry.shape)
     shape, channels = saved.x.shape, saved.geometry.affine_shape
     _validate.dense(max(saved.x.size**2, saved.x.size * channels[0]), "saved")
@@ -603,7 +628,10 @@ def _inputs(saved: Saved, *more: Array | None) -> tuple[Array | None, ...]:
     return (saved.x, saved.gamma, saved.beta, saved.mean, saved.var, *more)
 
 
-def _backend(name: str | None, operation: str = "forward") -> tuple[str, Backend]:
+def _backend(name: str | None, geometry: _geometry.Geometry, operation: str = "forward") -> tuple[str, Backend]:
+    if not geometry.channelwise:
+        name = backends.NORMALIZATIONS[0] if name is None else _validate.backend(name, backends.NORMALIZATIONS)
+        return name, backends.bound(name, geometry)
     return _offering(None if name is None else _validate.backend(name, backends.TABLE), operation)
 
 
@@ -618,8 +646,8 @@ def _offering(name: str | None, operation: str) -> tuple[str, Backend]:
     return name, kernels
 
 
-def _vector(value: Any, argument: str, geometry: _geometry.Geometry, axis: int) -> Array:
-    return _geometry.native(_validate.vector(value, argument, geometry.affine_shape, axis))
+def _vector(value: Any, argument: str, geometry: _geometry.Geometry, axes: int | tuple[int, ...]) -> Array:
+    return _geometry.native(_validate.vector(value, argument, geometry.affine_shape, axes))
 
 
 def _ones(geometry: _geometry.Geometry, dtype: np.dtype[Any]) -> Array:
@@ -639,7 +667,7 @@ def _vector_or_zeros(value: Any, argument: str, saved: Saved) -> Array:
     """Return a tangent or cotangent of gamma or beta; zeros if it was left out."""
     if value is None:
         return _geometry.zeros(saved.geometry.affine_shape, saved.dtype)
-    return _vector(value, argument, saved.geometry, saved.geometry.group_axes[0])
+    return _vector(value, argument, saved.geometry, saved.geometry.named_axes)
 
 
 def _frozen_or_zeros(value: Any, argument: str, saved: Saved) -> Any:

@@ -1,16 +1,27 @@
 """Any layout to the canonical strided view that kernels see, and back.
 
 Standardization runs over an index set: the axes of a tensor are split into *group* axes (one set of statistics
-for each index) and *reduced* axes (what the statistics run over). gamma and beta live on the *affine* axes. For
-batch norm the group axes are the channel axis, and so are the affine ones; layer, group and instance norm are
-other splits of the same axes.
+for each index) and *reduced* axes (what the statistics run over). gamma and beta live on the *affine* axes. The norms
+differ in nothing else:
+
+==============  ==========================  ==================  =========================
+norm            group axes                  reduced axes        affine axes
+==============  ==========================  ==================  =========================
+batch norm      channel                     all others          channel
+instance norm   sample, channel             all others          channel
+layer norm      all others                  the features        the features
+group norm      sample, group of channels   channel within its  group of channels, channel
+                                            group, all others   within its group
+==============  ==========================  ==================  =========================
+
+For group norm the channel axis is seen as two.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,7 +29,16 @@ import numpy as np
 
 from refbn._formats import Array
 
-__all__ = ["Geometry", "batch_norm", "native", "zeros"]
+__all__ = [
+    "Geometry",
+    "batch_norm",
+    "batch_renorm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "native",
+    "zeros",
+]
 
 
 _MOST_VIEWS = 64  # that a geometry remembers
@@ -40,29 +60,47 @@ class Geometry:
     shape : tuple of int
         The tensor's shape.
     group_axes, reduced_axes, affine_axes : tuple of int
-        The split, in increasing order.
+        The split, in increasing order; axes of ``split``.
+    split : tuple of int
+        The shape, with an axis that is both group and reduced written as two; the shape itself by default.
+    corrected : bool
+        Whether a correction stands between the two phases: y = gamma·(r·x̂ + d) + beta (batch renormalization).
     groups : int
         How many sets of statistics there are.
     count : int
         m, how many elements each set of statistics runs over.
+    group_shape : tuple of int
+        The shape of mean, var and invstd.
     affine_shape : tuple of int
         The shape of gamma and beta.
+    channelwise : bool
+        Whether it is batch norm's: one gamma for each group, no correction. Its kernels take the groups one by one.
     """
 
     shape: tuple[int, ...]
     group_axes: tuple[int, ...]
     reduced_axes: tuple[int, ...]
     affine_axes: tuple[int, ...]
+    split: tuple[int, ...] = ()
+    corrected: bool = False
     groups: int = field(init=False, repr=False, compare=False)
     count: int = field(init=False, repr=False, compare=False)
+    group_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
     affine_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    channelwise: bool = field(init=False, repr=False, compare=False)
     _views: dict[tuple[int, ...], _View] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        split = self.split or self.shape
+        group_shape = tuple(split[axis] for axis in self.group_axes)
+        affine_shape = tuple(split[axis] for axis in self.affine_axes)
         derived = {
-            "groups": math.prod(self.shape[axis] for axis in self.group_axes),
-            "count": math.prod(self.shape[axis] for axis in self.reduced_axes),
-            "affine_shape": tuple(self.shape[axis] for axis in self.affine_axes),
+            "split": split,
+            "groups": math.prod(group_shape),
+            "count": math.prod(split[axis] for axis in self.reduced_axes),
+            "group_shape": group_shape,
+            "affine_shape": affine_shape if split == self.shape else (math.prod(affine_shape),),
+            "channelwise": self.group_axes == self.affine_axes and not self.corrected,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -71,8 +109,12 @@ class Geometry:
         """View tensors of this shape as ``(G, R1, …, Rk)``, alike for all of them, without a copy.
 
         The reduced axes are ordered as the first tensor lies in memory, and neighbours are merged where the strides of
-        *all* tensors allow it: contiguous and channels-last tensors end with k ≤ 2.
+        *all* tensors allow it: contiguous and channels-last tensors end with k ≤ 2. Where gamma is not the groups' own,
+        there are all group axes and then all reduced ones, as they come.
         """
+        if not self.channelwise:
+            order = (*self.group_axes, *self.reduced_axes)
+            return [t.reshape(self.split).transpose(order) for t in tensors]  # to split an axis takes no copy
         key: tuple[int, ...] = ()
         for t in tensors:
             key += t.strides
@@ -87,6 +129,39 @@ class Geometry:
         for t in tensors:  # plain loops: before Python 3.12 a comprehension costs as much as two transpositions
             views.append(t.T if axes is None else t.transpose(axes))
         return views if shape is None else [v.reshape(shape, copy=False) for v in views]
+
+    def rows(self, canonical: Array) -> Array:
+        """Return a canonical view as ``(G, m)``, with a copy where it must be."""
+        return canonical.reshape(self.groups, self.count)
+
+    def spread(self, vector: Array) -> Array:
+        """Repeat gamma, or what else lies on the affine axes, to a canonical view."""
+        axes = self.affine_axes
+        shape = [size if axis in axes else 1 for axis, size in enumerate(self.split)]
+        view = vector.reshape(shape).transpose((*self.group_axes, *self.reduced_axes))
+        return np.broadcast_to(view, self._canonical_shape)
+
+    def by_affine(self, rows: Array) -> Array:
+        """Return ``(G, m)`` as ``(A, k)``: for each of the A elements of gamma the k elements that it scales.
+
+        Some of the rows are enough, if they are whole indices of the first group axis; A is less then where gamma lies
+        on that axis, and k is less where it does not.
+        """
+        order = (*self.group_axes, *self.reduced_axes)
+        shape = (len(rows) // max(math.prod(self.group_shape[1:]), 1), *self._canonical_shape[1:])
+        positions = [order.index(axis) for axis in self.affine_axes]
+        others = [position for position in range(len(order)) if position not in positions]
+        flat = [math.prod(shape[position] for position in some) for some in (positions, others)]
+        return rows.reshape(shape).transpose((*positions, *others)).reshape(flat)
+
+    @property
+    def named_axes(self) -> int | tuple[int, ...]:
+        """The axes of gamma as the caller counts them: the channel axis, or all of them."""
+        return self.affine_axes if len(self.affine_axes) > 1 and self.split == self.shape else self.affine_axes[0]
+
+    @property
+    def _canonical_shape(self) -> tuple[int, ...]:
+        return tuple(self.split[axis] for axis in (*self.group_axes, *self.reduced_axes))
 
     def _view(self, strides: Sequence[tuple[int, ...]]) -> _View:
         lead = strides[0]
@@ -115,6 +190,43 @@ def batch_norm(shape: tuple[int, ...], channel_axis: int) -> Geometry:
     channel = channel_axis % len(shape)
     reduced = tuple(axis for axis in range(len(shape)) if axis != channel)
     return Geometry(shape, (channel,), reduced, (channel,))
+
+
+@lru_cache(maxsize=256)
+def batch_renorm(shape: tuple[int, ...], channel_axis: int) -> Geometry:
+    """Return batch norm's split, with a correction between standardization and affine phase."""
+    return replace(batch_norm(shape, channel_axis), corrected=True)
+
+
+@lru_cache(maxsize=256)
+def layer_norm(shape: tuple[int, ...], axes: tuple[int, ...]) -> Geometry:
+    """Return layer norm's split: statistics over the given axes, for each index of all others."""
+    others = tuple(axis for axis in range(len(shape)) if axis not in axes)
+    return Geometry(shape, others, axes, axes)
+
+
+@lru_cache(maxsize=256)
+def group_norm(shape: tuple[int, ...], channel_axis: int, groups: int) -> Geometry:
+    """Return group norm's split: statistics for each sample and group of neighbouring channels.
+
+    The first axis beside the channels is the sample's.
+    """
+    split = (*shape[:channel_axis], groups, shape[channel_axis] // groups, *shape[channel_axis + 1 :])
+    sample = 0 if channel_axis else 2
+    group, within = channel_axis, channel_axis + 1
+    reduced = tuple(axis for axis in range(len(split)) if axis not in (sample, group))
+    return Geometry(shape, tuple(sorted((sample, group))), reduced, (group, within), split)
+
+
+@lru_cache(maxsize=256)
+def instance_norm(shape: tuple[int, ...], channel_axis: int) -> Geometry:
+    """Return instance norm's split: statistics for each sample and channel.
+
+    The first axis beside the channels is the sample's.
+    """
+    sample = 0 if channel_axis else 1
+    reduced = tuple(axis for axis in range(len(shape)) if axis not in (sample, channel_axis))
+    return Geometry(shape, tuple(sorted((sample, channel_axis))), reduced, (channel_axis,))
 
 
 def native(array: Array) -> Array:

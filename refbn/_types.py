@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -13,11 +13,13 @@ from refbn._geometry import Geometry
 
 __all__ = [
     "Array",
+    "Blindness",
     "DoubleBackward",
     "Forward",
     "Gradients",
     "Hessian",
     "Jacobian",
+    "Renormalization",
     "Saved",
     "SecondOrder",
     "new_double_backward",
@@ -43,7 +45,7 @@ class Saved:
     x : ndarray
         The input, as `forward` or `inference` took it.
     gamma, beta : ndarray
-        The affine parameters, shape (C,); ones and zeros if none were given.
+        The affine parameters, shape (C,) (layer norm: of the features); ones and zeros if none were given.
     mean, var : ndarray or None
         The given statistics if `frozen`, else None.
     eps : float
@@ -75,16 +77,16 @@ class Saved:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """Result of `forward` and `inference`.
+    """Result of `forward` and `inference`, and of batch norm's relatives.
 
     Attributes
     ----------
     y : ndarray
         gamma·x̂ + beta, in x's shape and memory order.
     mean, var, invstd : ndarray, shape (C,)
-        μ, v = mean((x−μ)²) (biased) and 1/√(v+ε).
+        μ, v = mean((x−μ)²) (biased) and 1/√(v+ε); of relatives, in the shape of the groups that share statistics.
     saved : Saved
-        For `backward`, `jvp`, `double_backward`, `hvp`, `jacobian` and `hessian`.
+        For `backward`, `jvp`, `double_backward`, `hvp`, `blindness`, `jacobian` and `hessian`.
     """
 
     y: Array
@@ -177,6 +179,43 @@ class Hessian:
 
     dx_dx: Array
     dx_dgamma: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Blindness:
+    """Result of `blindness`.
+
+    Attributes
+    ----------
+    blocked, passed : ndarray of binary64, x's shape
+        g − P g and P g, of the gradient g = γ·dy that reaches x̂.
+    fraction : ndarray of binary64
+        ‖blocked‖²/‖g‖² of each group, in the shape of the statistics.
+    total : float
+        The same over all groups.
+    """
+
+    blocked: Array
+    passed: Array
+    fraction: Array
+    total: float
+
+
+@dataclass(frozen=True, eq=False)
+class Renormalization:
+    """Result of `renormalization`: the correction of `batch_renorm`. It unpacks: ``r, d = …``.
+
+    Attributes
+    ----------
+    r, d : ndarray, shape (C,)
+        Factor and shift of x̂.
+    """
+
+    r: Array
+    d: Array
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.r, self.d))
 
 
 # ---- the same, made quickly --------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ CONSTRAINTS: dict[str, str] = {
     "C1": "An array is an ndarray (not masked), exports DLPack from the CPU, or speaks NumPy's array protocol; "
     "its dtype is float16, bfloat16, float32 or float64.",
     "C2": "x has 2 to 32 axes; channel_axis is an int and one of them.",
-    "C3": "gamma, beta, mean, var and what moves with them have the shape (C,), the size of x along channel_axis.",
+    "C3": "gamma, beta, mean, var and what moves with them have the shape (C,), the size of x along channel_axis; "
+    "layer norm's gamma and beta have the shape of x along axes.",
     "C4": "dy, x_dot, ddx and every other tensor have x's shape.",
     "C5": "eps is a real number, finite and >= 0.",
     "C6": "Training statistics need at least one element per channel (m >= 1).",
@@ -55,7 +56,12 @@ CONSTRAINTS: dict[str, str] = {
     "C20": "Dense derivatives are for small inputs: at most 2**26 elements in one result.",
     "C21": "num_features is an int >= 1, and x has as many channels.",
     "C22": "A number of threads is an int from 1 to 1024, in the environment variable REFBN_NUM_THREADS too.",
-    "C23": "The numba backend needs binary64 arithmetic that rounds to nearest and keeps subnormal numbers.",
+    "C23": "numba, and the backends of batch norm's relatives, need binary64 arithmetic that rounds to nearest and "
+    "keeps subnormal numbers.",
+    "C24": "axes is an int or a tuple of different ints, axes of x; at least one axis is left.",
+    "C25": "groups is an int >= 1 that divides the number of channels.",
+    "C26": "r_max is a real number >= 1, d_max one >= 0; infinity sets no limit.",
+    "C27": "jacobian and hessian take a Saved of batch norm (forward, inference, weight_standardization).",
 }
 
 DENSE_LIMIT = 2**26
@@ -145,11 +151,12 @@ def tensor(value: Any, argument: str, shape: tuple[int, ...]) -> Array:
     return result
 
 
-def vector(value: Any, argument: str, shape: tuple[int, ...], channel_axis: int) -> Array:
-    """Return an array of shape (C,). (C1, C3)."""
+def vector(value: Any, argument: str, shape: tuple[int, ...], axes: int | tuple[int, ...]) -> Array:
+    """Return an array of shape (C,), or of the shape of x along some axes. (C1, C3)."""
     result = value if type(value) is np.ndarray and value.dtype in _SEEN else array(value, argument)
     if result.shape != shape:
-        where = f"the size of x along channel_axis={channel_axis}"
+        one = isinstance(axes, int)
+        where = f"the size of x along channel_axis={axes}" if one else f"the shape of x along axes={axes}"
         fail(ShapeError, argument, "C3", f"shape {result.shape}, expected {shape}, {where}")
     return result
 
@@ -171,13 +178,53 @@ def input_tensor(value: Any, channel_axis: Any, argument: str = "x") -> tuple[Ar
     return x, axis % ndim
 
 
+def feature_axes(axes: Any, ndim: int) -> tuple[int, ...]:
+    """Return the axes that layer norm's statistics run over, counted from the front, in order. (C24)."""
+    given = axes if isinstance(axes, tuple) else (axes,)
+    for axis in given:
+        if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+            fail(DtypeError, "axes", "C24", f"{axis!r}, expected an int or a tuple of ints")
+        if not -ndim <= axis < ndim:
+            fail(AxisError, "axes", "C24", f"{axis}, expected {-ndim} to {ndim - 1} for x of {ndim} axes")
+    counted = tuple(sorted({int(axis) % ndim for axis in given}))
+    if len(counted) != len(given):
+        fail(AxisError, "axes", "C24", f"{axes}, expected each axis once")
+    if not 0 < len(counted) < ndim:
+        fail(AxisError, "axes", "C24", f"{axes}, expected one axis at least, and one of x's {ndim} to remain")
+    return counted
+
+
+def channel_groups(value: Any, channels: int) -> int:
+    """Return the number of groups that group norm splits the channels into. (C25)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        fail(DtypeError, "groups", "C25", f"{value!r}, expected an int")
+    if value < 1 or channels % value:
+        fail(ShapeError, "groups", "C25", f"{value}, expected a divisor of the {channels} channels")
+    return int(value)
+
+
+def limit(value: Any, argument: str, smallest: float) -> float:
+    """Return the limit of a correction. (C26)."""
+    number = _real(value, argument, "C26")
+    if not number >= smallest:
+        fail(DomainError, argument, "C26", f"{number}, expected at least {smallest:g}")
+    return number
+
+
+def channelwise(geometry: Geometry, operation: str) -> None:
+    """Some results are batch norm's only. (C27)."""
+    if not geometry.channelwise:
+        message = f"of another norm, expected one of forward or inference: {operation} is batch norm's only"
+        fail(SavedError, "saved", "C27", message)
+
+
 def filled(geometry: Geometry, argument: str = "x") -> None:
     """Training needs elements. (C6)."""
     if geometry.count == 0:
         fail(ShapeError, argument, "C6", f"shape {geometry.shape} has no element per channel, expected at least one")
 
 
-def frozen_variance(var: Array) -> None:
+def frozen_variance(var: Array, argument: str = "var") -> None:
     """A variance is no negative number. (C7)."""
     if 1 not in np.signbit(var).tobytes():
         return
@@ -185,7 +232,7 @@ def frozen_variance(var: Array) -> None:
         negative = np.flatnonzero(var.astype(np.float64) < 0)
     if negative.size:
         index = int(negative[0])
-        fail(DomainError, "var", "C7", f"{var[index]} at index {index}, expected values >= 0")
+        fail(DomainError, argument, "C7", f"{var[index]} at index {index}, expected values >= 0")
 
 
 def series(values: Any, argument: str) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ LAYERS = [
     {"exact"},
     {"backends"},
     {"_api"},
+    {"_norms", "_blindness"},
     {"layer"},
     {"audit"},
     {"testing"},

@@ -652,6 +652,27 @@ def series_of_the_output() -> None:
     equal(y, coefficients(polynomial(gamma) * polynomial(xhat) + polynomial(beta)))
 
 
+# ---- other affine phases ---------------------------------------------------------------------------------------------
+
+
+@proves("N1", "N2", "N3", "N4", "N5", "N6", "N7")
+def gamma_varies_within_a_group() -> None:
+    rho, delta = sympy.symbols("rho delta")  # they stand still
+    gamma, beta, gamma_dot, beta_dot = (vector(name) for name in ("gamma", "beta", "c", "e"))
+    affine = reference.Affine(batch(gamma), batch(rho)[:, None], batch(delta)[:, None])
+    moves = (MOVE_X, (gamma, gamma_dot), (beta, beta_dot))
+    y = gamma * (rho * XHAT + delta) + beta
+    equal(y, reference.normalize(stats(), affine, batch(beta)))
+    equal(along(y, *moves), reference.normalize_jvp(stats(), affine, *map(batch, (X_DOT, gamma_dot, beta_dot))))
+    loss = (DY * y).sum()
+    computed = reference.normalize_backward(stats(), affine, batch(DY))
+    for symbols, gradient in zip((X, gamma, beta), computed, strict=True):
+        equal([along(loss, (symbols, unit)) for unit in np.eye(M, dtype=int)], gradient)
+    moved = reference.normalize_hvp(stats(), affine, *map(batch, (DY, X_DOT, gamma_dot)))
+    for gradient, velocity in zip(computed, moved, strict=True):
+        equal(along(gradient[0], *moves), velocity)
+
+
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 

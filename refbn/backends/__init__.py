@@ -8,6 +8,9 @@ numba       the same passes, compiled at first use            correctly rounded
 reference   the NumPy textbook                                bounded, `refbn.reference.bounds`
 exact       the oracle                                        correctly rounded
 ==========  ================================================  =================================================
+
+These are batch norm's. Layer, group and instance norm and batch renormalization, of any split of the axes, have
+three of their own: `refbn.backends.normalization`.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import importlib
 from functools import cache
 from typing import cast
 
+from refbn._geometry import Geometry
 from refbn.backends._contract import Backend
 
-__all__ = ["TABLE", "available", "first", "load"]
+__all__ = ["NORMALIZATIONS", "TABLE", "available", "bound", "first", "load"]
 
 TABLE: dict[str, str] = {
     "native": "refbn.backends.native",
@@ -40,6 +44,22 @@ def load(name: str) -> Backend:
         If what the backend needs is not installed, or was not built.
     """
     return cast(Backend, importlib.import_module(TABLE[name]))
+
+
+NORMALIZATIONS = ("enclosure", "exact", "reference")
+"""The backends of every split of the axes that is not batch norm's."""
+
+
+def bound(name: str, geometry: Geometry) -> Backend:
+    """Return the passes of a backend for a geometry."""
+    return load(name) if geometry.channelwise else _normalization(name, geometry)
+
+
+@cache
+def _normalization(name: str, geometry: Geometry) -> Backend:
+    from refbn.backends.normalization import Normalization  # not before it is wanted: it loads the oracle
+
+    return cast(Backend, Normalization(name, geometry))
 
 
 @cache

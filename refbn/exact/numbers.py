@@ -294,6 +294,14 @@ class Exact:
         a, b, radicand = self.parts(i)
         return Exact(_part(a, None), _part(b, None), radicand, None)
 
+    def taken(self, indices: Sequence[int]) -> Exact:
+        """Return the vector of some of a vector's elements."""
+        a, b = (
+            part if part is None or part.ints is None else _part(part.scale, [part.ints[i] for i in indices])
+            for part in (self.a, self.b)
+        )
+        return Exact(a, b, self.radicand, len(indices)) if len(indices) else Exact.zeros(0)
+
     def is_zero(self) -> bool:
         """Tell whether the number, or every element of the vector, is zero."""
         return self.a is None and self.b is None

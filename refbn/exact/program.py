@@ -39,7 +39,20 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Number", "affine", "batch_norm", "blend", "cubic", "frozen", "invstd", "moments", "standardize", "unbiased"]
+__all__ = [
+    "Number",
+    "affine",
+    "batch_norm",
+    "batch_renorm",
+    "blend",
+    "correction",
+    "cubic",
+    "frozen",
+    "invstd",
+    "moments",
+    "standardize",
+    "unbiased",
+]
 
 
 class Number(Protocol):
@@ -72,9 +85,18 @@ T = TypeVar("T", bound=Number)
 
 
 def batch_norm(x: T, gamma: T, beta: T, eps: T | Fraction) -> T:
-    """Return y for a vector x, with the statistics of x itself."""
+    """Return y for a vector x, with the statistics of x itself.
+
+    gamma and beta are numbers in batch norm; vectors, one number for each element, in layer and group norm.
+    """
     _, d, var = moments(x)
     return affine(standardize(d, var, eps), gamma, beta)
+
+
+def batch_renorm(x: T, r: T, d: T, gamma: T, beta: T, eps: T | Fraction) -> T:
+    """Return y with a correction between the two phases; r and d are constants."""
+    _, centered, var = moments(x)
+    return affine(affine(standardize(centered, var, eps), r, d), gamma, beta)
 
 
 def frozen(x: T, mean: T, var: T, gamma: T, beta: T, eps: T | Fraction) -> T:
@@ -103,6 +125,13 @@ def invstd(var: T, eps: T | Fraction) -> T:
     """Return 1/√(var + eps)."""
     q = var + eps
     return q.sqrt() / q
+
+
+def correction(x: T, pivot: T, running_mean: T, running_var: T, eps: Fraction) -> tuple[T, T]:
+    """Return r = s/σ and d = (μ − running_mean)/σ of batch renormalization, for the vector x + pivot."""
+    mean, _, var = moments(x)
+    ratio = (var + eps) / (running_var + eps)
+    return ratio.sqrt(), (pivot + mean - running_mean) / (running_var + eps).sqrt()
 
 
 def unbiased(var: T, m: int) -> T:

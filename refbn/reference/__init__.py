@@ -1,8 +1,8 @@
 """The textbook: every pass of batch normalization in NumPy, derived where it is computed.
 
 Read the docstrings in this order: `statistics`, `project`, `forward`, `jvp`, `backward`, `double_backward`,
-`hvp`; then `inference` and its relatives, `jacobian`, `hessian`, `taylor`; last `bounds`, which proves how far
-the numbers may be off.
+`hvp`; then `inference` and its relatives, `normalize` and its own (layer, group and instance norm), `jacobian`,
+`hessian`, `taylor`; last `bounds`, which proves how far the numbers of batch norm may be off.
 
 **Arrays.** A tensor has the shape (G, m): G channels, and m elements that each channel's statistics run over. A vector
 has the shape (G,). Everything is binary64. The passes that are analytic in their inputs take complex arrays as
@@ -47,12 +47,21 @@ from refbn.reference.frozen import (
     inference_hvp,
     inference_jvp,
 )
+from refbn.reference.normalization import (
+    Affine,
+    Terms,
+    normalize,
+    normalize_backward,
+    normalize_hvp,
+    normalize_jvp,
+)
 from refbn.reference.operator import project, spectrum
 from refbn.reference.second_order import DoubleBackward, curvature, double_backward, hvp
 from refbn.reference.statistics import Running, Statistics, running_update, statistics, unbiased_var
 from refbn.reference.taylor import taylor
 
 __all__ = [
+    "Affine",
     "Backward",
     "DoubleBackward",
     "Forward",
@@ -64,6 +73,7 @@ __all__ = [
     "Jacobian",
     "Running",
     "Statistics",
+    "Terms",
     "backward",
     "bounds",
     "curvature",
@@ -78,6 +88,10 @@ __all__ = [
     "inference_jvp",
     "jacobian",
     "jvp",
+    "normalize",
+    "normalize_backward",
+    "normalize_hvp",
+    "normalize_jvp",
     "project",
     "running_update",
     "spectrum",
