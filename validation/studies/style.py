@@ -8,9 +8,23 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "CYCLE", "DPI", "MARKERS", "NAMES", "WIDTH", "figure", "letter", "look", "of", "save"]
+__all__ = [
+    "COLOURS",
+    "CYCLE",
+    "DPI",
+    "MARKERS",
+    "NAMES",
+    "WIDTH",
+    "figure",
+    "letter",
+    "look",
+    "of",
+    "outlined",
+    "save",
+]
 
 WIDTH = 8.0
 """Inches; with `DPI` 1200 pixels, of which a README shows 800."""
@@ -76,8 +90,13 @@ def figure(rows: int = 1, columns: int = 1, *, height: float | None = None, **op
     **options
         For `Figure.subplots`.
     """
-    made = Figure(figsize=(WIDTH, 3.2 * rows if height is None else height), layout="constrained")
+    made = blank(3.2 * rows if height is None else height)
     return made, made.subplots(rows, columns, **options)
+
+
+def blank(height: float) -> Figure:
+    """Return a figure of the common width without axes, to be divided by `Figure.subfigures`."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def letter(axes: Any) -> None:
@@ -91,6 +110,12 @@ def letter(axes: Any) -> None:
 def of(kind: str, **options: Any) -> dict[str, Any]:
     """Return colour, marker and label of a kind of normalization, for `Axes.plot` and the like."""
     return {"color": COLOURS[kind], "marker": MARKERS[kind], "label": NAMES[kind], **options}
+
+
+def outlined(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
+    """Write text in the middle of a place where points lie, with a white edge."""
+    edge = [patheffects.withStroke(linewidth=2, foreground="white")]
+    axes.text(x, y, text, **{"ha": "center", "va": "center", "fontweight": "bold", "path_effects": edge, **options})
 
 
 def save(made: Figure, path: Path) -> None:

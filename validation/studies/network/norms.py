@@ -60,17 +60,15 @@ class BatchNorm(Layer):
         # From the dict, which another layer may share.
         self.norm.gamma, self.norm.beta = self.parameters["gamma"], self.parameters["beta"]
         fwd = self.norm.train(train).forward(x)
-        if self.stop_gradient and train:
-            options: dict[str, Any] = {"eps": self.norm.eps, "channel_axis": 1}
-            fwd = refbn.inference(x, fwd.mean, fwd.var, self.norm.gamma, self.norm.beta, **options)
         self.saved = fwd.saved
+        self._slope = (self.norm.gamma * fwd.invstd).reshape(-1, *(1,) * (x.ndim - 2))
         return fwd.y
 
     def backward(self, dy: Array) -> Array:
         self.dy = dy
         found = refbn.backward(self.saved, dy)
         self.gradients = {"gamma": found.dgamma, "beta": found.dbeta}
-        return found.dx
+        return self._slope * dy if self.stop_gradient else found.dx
 
 
 class BatchRenorm(Layer):
