@@ -18,6 +18,7 @@ __all__ = [
     "MARKERS",
     "NAMES",
     "WIDTH",
+    "blank",
     "figure",
     "letter",
     "look",
