@@ -149,12 +149,12 @@ def run(context: Context) -> Finding:
         "(lower row). Points: test images in the plane of the first two principal components of the last hidden layer, "
         f"a colour and a number for each category (seed {context.seeds[0]}); above, the mean test accuracy. Left: "
         "accuracy by seed; dashed: chance. Right: the part of the upstream gradient that the last norm blocks, means "
-        "and ranges of the seeds. Batches of one category take batch norm from "
+        "and ranges of the seeds. Batches of one category take the accuracy with batch norm from "
         f"{test['BN', RANDOM].mean:.2f} to {test['BN', ONE].mean:.2f}, with {blocked['BN', ONE].mean:.0%} of the "
-        f"gradient blocked, and leave networks without a norm ({test['none', ONE].mean:.2f}) and with layer norm "
-        f"({test['LN', ONE].mean:.2f}) as they are. Batch norm’s forward pass alone, with no gradient through mean and "
-        f"deviation and so nothing blocked, does most of the harm ({test['forward', ONE].mean:.2f}); its backward pass "
-        f"alone does some ({test['backward', ONE].mean:.2f})."
+        f"gradient blocked, against {test['none', ONE].mean:.2f} without a norm and {test['LN', ONE].mean:.2f} with "
+        "layer norm. Batch norm’s forward pass alone, with no gradient through mean and deviation and so nothing "
+        f"blocked, ends at {test['forward', ONE].mean:.2f}; its backward pass alone, with the means left in, at "
+        f"{test['backward', ONE].mean:.2f}."
     )
     details = {
         "images": images.name,
