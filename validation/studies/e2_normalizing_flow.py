@@ -92,8 +92,9 @@ def judge(prior: list[_Prior], dips: dict[str, tuple[float, ...]]) -> tuple[Verd
     by_norm, error = _mean_and_error(dips["LN"])
     apart, error_apart = _mean_and_error(np.subtract(dips["LN"], dips["BN"]))
     mixtures = (
-        f"the dip of the log-likelihood between two held-out images is {by_norm:.3f} ± {error:.3f} nats a pixel with layer "
-        f"norm and {np.mean(dips['BN']):.3f} with batch norm, {apart:.3f} ± {error_apart:.3f} less (standard errors)"
+        f"the dip of the log-likelihood between two held-out images is {by_norm:.3f} ± {error:.3f} nats a pixel with "
+        f"layer norm and {np.mean(dips['BN']):.3f} with batch norm, {apart:.3f} ± {error_apart:.3f} less (standard "
+        "errors)"
     )
     if by_norm > 2 * error and apart > 2 * error_apart:
         return "confirmed", f"{told}; {mixtures}."
@@ -150,15 +151,15 @@ def run(context: Context) -> Finding:
     leak = np.mean([p.sizes["BN"] for p in prior], axis=0)
     mean = {key: float(np.mean(values)) for key, values in dips.items()}
     caption = (
-        "(a), (b) Log-likelihood of mixtures αx₁ + (1−α)x₀ of an 8 and a 9 by Real NVP with batch norm, layer norm or no "
-        f"norm in its couplings: means over pairs and seeds, and range of the {len(context.seeds)} seeds. The dip, from "
-        f"the mean of both ends to the middle, is {mean['LN', 'test']:.2f} nats a pixel with layer norm, "
-        f"{mean['BN', 'test']:.2f} with batch norm and {mean['none', 'test']:.2f} without a norm between held-out images "
-        f"(a), and {mean['LN', 'train']:.2f}, {mean['BN', 'train']:.2f} and {mean['none', 'train']:.2f} between images "
-        "that were trained on (b). (c) The Gaussian prior’s gradient through a final norm, in exact arithmetic, over that "
-        "through frozen statistics. Through batch norm at ε = 0 it is exactly 0 in "
-        f"{sum(p.zero['BN'] for p in prior)} of {sum(p.asked['BN'] for p in prior)} channels, and for ε > 0 it leaks in "
-        f"proportion ({leak[1]:.0e} at ε = 10⁻⁸); through layer norm with γ and β it passes."
+        "(a), (b) Log-likelihood of mixtures αx₁ + (1−α)x₀ of an 8 and a 9 by Real NVP with batch norm, layer norm or "
+        f"no norm in its couplings: means over pairs and seeds, and range of the {len(context.seeds)} seeds. The dip, "
+        f"from the mean of both ends to the middle, is {mean['LN', 'test']:.2f} nats a pixel with layer norm, "
+        f"{mean['BN', 'test']:.2f} with batch norm and {mean['none', 'test']:.2f} without a norm between held-out "
+        f"images (a), and {mean['LN', 'train']:.2f}, {mean['BN', 'train']:.2f} and {mean['none', 'train']:.2f} between "
+        "images that were trained on (b). (c) The Gaussian prior’s gradient through a final norm, in exact arithmetic, "
+        "over that through frozen statistics. Through batch norm at ε = 0 it is exactly 0 in "
+        f"{sum(p.zero['BN'] for p in prior)} of {sum(p.asked['BN'] for p in prior)} channels, and for ε > 0 it leaks "
+        f"in proportion ({leak[1]:.0e} at ε = 10⁻⁸); through layer norm with γ and β it passes."
     )
     details = {
         "alphas": ALPHAS,
