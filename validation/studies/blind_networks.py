@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+import refbn
 from validation.studies import data, network
-from validation.studies.blindness import blindness
 from validation.studies.study import Context
 from validation.studies.training import Task
 
@@ -46,7 +46,7 @@ def blocked_share(net: network.Layer, given: Task, generator: np.random.Generato
     for _ in range(batches):
         gradient(net, *draw(given, generator, m))
         for layer in norms(net):
-            split = blindness(layer.saved, layer.dy)
+            split = refbn.blindness(layer.saved, layer.dy)
             blocked += float((split.blocked**2).sum())
-            whole += float((layer.dy**2).sum())
+            whole += float(((split.blocked + split.passed) ** 2).sum())
     return blocked / whole

@@ -252,7 +252,7 @@ def verdict(tallies: Sequence[exact.Tally], errors: Sequence[tuple[float, float]
 
 def run(ctx: Context) -> Finding:
     """Measure and judge."""
-    tallies = exact.examine(ctx, 20 if ctx.quick else 300, judge, "exact instances")
+    tallies = exact.examine(ctx, 20 if ctx.quick else 200, judge, "exact instances")
     curves = {kappa: _over_correlation(ctx.generator(ctx.seeds[0], "pairs", str(kappa)), kappa, 60) for kappa in KAPPAS}
     networks = [_in_network(ctx, seed, 100 if ctx.quick else 1000) for seed in ctx.progress(ctx.seeds, "networks")]
     decided, because = verdict(tallies, [_errors(parts) for found in networks for parts in found.values()])
@@ -280,7 +280,7 @@ def run(ctx: Context) -> Finding:
         "(a) Pairs of channels of correlation ρ: what passes is √(1 − ρ²) of what frozen statistics would pass, what "
         f"leaks is κ|ρ|, nothing at κ = 0 (marks: refbn; lines: theory, exact in {count} of {count} random "
         "instances). (b) The last hidden layer of a classifier of digits, a mark for each channel: the non-linear "
-        "parts come back whole, of the linear ones κ (in the median {kappas['untrained']:.0e} before and "
+        f"parts come back whole, of the linear ones κ (in the median {kappas['untrained']:.0e} before and "
         f"{kappas['trained']:.0e} after training). The blocked linear parts make up {shares['untrained']:.0%} of the "
         f"term's squared gradient before training and {shares['trained']:.0%} after."
     )

@@ -26,7 +26,6 @@ from refbn.exact import Exact
 from validation.studies import exact_batches as exact
 from validation.studies import network, style
 from validation.studies.blind_networks import blocked_share, images
-from validation.studies.blindness import blindness
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 from validation.studies.training import train
 from validation.studies.understanding import allowed
@@ -70,7 +69,7 @@ def judge(generator: np.random.Generator) -> Mapping[str, bool]:
 def isotropic(generator: np.random.Generator, m: int, channels: int) -> tuple[float, float]:
     """Return mean and standard error of the blocked share of normal gradients, x being normal as well."""
     x, dy = generator.standard_normal((2, m, channels))
-    shares = blindness(refbn.forward(x, eps=0.0).saved, dy).fraction
+    shares = refbn.blindness(refbn.forward(x, eps=0.0).saved, dy).fraction
     return float(shares.mean()), float(shares.std(ddof=1) / np.sqrt(channels))
 
 
@@ -94,7 +93,7 @@ def verdict(tallies: Sequence[exact.Tally], deviations: Sequence[float]) -> tupl
 def run(ctx: Context) -> Finding:
     """Measure and judge."""
     tallies = exact.examine(ctx, 40 if ctx.quick else 400, judge, "exact instances")
-    channels = 1000 if ctx.quick else 10000
+    channels = 500 if ctx.quick else 2000
     sizes = SIZES[::2] if ctx.quick else SIZES
     steps = STEPS[:3] if ctx.quick else STEPS
     pairs = {m: [isotropic(ctx.generator(seed, "isotropic", m), m, channels) for seed in ctx.seeds] for m in sizes}
@@ -152,14 +151,14 @@ def _in_training(
     given = images(ctx)
     net = network.perceptron(ctx.generator(seed, "weights"), (given.features, 64, 64, 10), "BN")
     batches = ctx.generator(seed, "batches")
-    probed = 512 if ctx.quick else 4096  # samples for each size
+    least = 2 if ctx.quick else 8  # batches; more of the small ones
     lines = {}
     done = 0
     for step in ctx.progress(steps, f"training, seed {seed}"):
         train(net, given, batches, m=BATCH, steps=step - done, rate=0.1)
         done = step
         probing = ctx.generator(seed, "probes", step)
-        lines[step] = [blocked_share(net, given, probing, m, max(4, probed // m)) for m in sizes]
+        lines[step] = [blocked_share(net, given, probing, m, max(least, 8 * least // m)) for m in sizes]
     return lines, given.accuracy(net)
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import re
 from fractions import Fraction
 
 import mpmath
@@ -28,7 +29,7 @@ from validation.studies.study import Context
 from validation.studies.training import train
 
 EXACT = [z1, z2, z3, z4, z6]
-INSTANCES = 40
+INSTANCES = 30
 
 
 def tally(study, count=INSTANCES):
@@ -241,12 +242,13 @@ def test_pytorch_is_asked_the_same():
 # ---- the part that is blocked ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("split_by", [refbn.blindness, blindness], ids=["refbn", "studies"])
 @pytest.mark.parametrize("shape", [(9, 4), (5, 2, 3, 2)])
-def test_blindness_is_the_projection(shape):
+def test_blindness_is_the_projection(shape, split_by):
     generator = np.random.default_rng(0)
     x, dy = generator.standard_normal((2, *shape))
     fwd = refbn.forward(x + 3, eps=0.0)
-    split = blindness(fwd.saved, dy)
+    split = split_by(fwd.saved, dy)
     rows, wanted = (np.moveaxis(a, 1, 0).reshape(shape[1], -1) for a in (x, dy))
     for channel, (xs, g) in enumerate(zip(rows, wanted, strict=True)):
         basis, _ = np.linalg.qr(np.stack([np.ones_like(xs), xs], 1))
@@ -257,10 +259,11 @@ def test_blindness_is_the_projection(shape):
     np.testing.assert_allclose(refbn.backward(fwd.saved, split.passed).dx, refbn.backward(fwd.saved, dy).dx, atol=1e-13)
 
 
-def test_a_channel_without_gradient_has_no_fraction():
+@pytest.mark.parametrize("split_by", [refbn.blindness, blindness], ids=["refbn", "studies"])
+def test_a_channel_without_gradient_has_no_fraction(split_by):
     x = np.random.default_rng(0).standard_normal((6, 2))
     dy = np.stack([x[:, 0], np.zeros(6)], 1)
-    split = blindness(refbn.forward(x).saved, dy)
+    split = split_by(refbn.forward(x, eps=0.0).saved, dy)
     assert split.fraction[0] == pytest.approx(1)
     assert math.isnan(split.fraction[1])
     assert split.total == pytest.approx(1)
@@ -285,9 +288,9 @@ def test_derivatives_of_log_sigmoid(z):
 
 
 def test_the_expansion_of_second_order_does_not_pass_and_the_loss_does():
-    whole, expanded = z5.passing(np.random.default_rng(0).standard_normal(200), 2.0, 4.0)
-    assert expanded < 1e-13
-    assert whole > 0.1
+    whole, expanded = z5.passing(np.random.default_rng(0).standard_normal(200), 2.0, np.array([4.0, 6.0]))
+    assert np.abs(expanded).max() < 1e-13
+    assert whole.min() > 0.1
 
 
 @pytest.fixture(scope="module")
@@ -360,9 +363,9 @@ def test_a_study_runs_and_repeats_itself(study, only_refbn, monkeypatch):
     ctx = Context(study.STUDY.id, (0,), quick=True)
     with style.look():
         finding = study.STUDY.run(ctx)
-    # The networks of Z6 depend on the number of steps, which is small here.
     assert finding.verdict == ("partly" if study is z5 else "confirmed"), finding.because
     assert "nan" not in finding.caption
+    assert not re.search(r"\{\w*[a-z]", finding.caption + finding.because)  # no literal was meant to be formatted
     if study in (z1, z2):
         assert finding.details["frameworks"]["torch"] == "not installed"
     if study in (z1, z5):
