@@ -19,7 +19,7 @@ __all__ = [
     "CLEAR",
     "LIMIT",
     "Task",
-    "blocked_share",
+    "blocked_shares",
     "clear",
     "discrepancy",
     "memory",
@@ -121,22 +121,23 @@ def norms(net: network.Layer) -> list[Any]:
     return [layer for layer in net.layers() if hasattr(layer, "saved")]
 
 
-def blocked_share(net: network.Layer) -> tuple[float, float]:
-    """Return the squared length of what a network's standardizations blocked of the latest gradients, and of these.
+def blocked_shares(net: network.Layer) -> Array:
+    """Return what each standardization of a network blocked of its latest gradient, and that gradient: (norms, 2).
 
-    The gradients are those that arrive at the standardized activations, or weights.
+    Both as squared lengths. The gradient is that which arrives at the standardized activations, or weights.
     """
-    blocked = whole = 0.0
+    found = []
     for layer in norms(net):
         dy = layer.linear.gradients["weight"] if isinstance(layer, network.WeightStandardized) else layer.dy
         split = refbn.blindness(layer.saved, dy)
-        blocked += float(np.square(split.blocked).sum())
-        whole += float(np.square(split.blocked + split.passed).sum())
-    return blocked, whole
+        found.append([np.square(part).sum() for part in (split.blocked, split.blocked + split.passed)])
+    return np.array(found)
 
 
-def discrepancy(net: network.Layer, given: Task, generator: np.random.Generator, m: int) -> tuple[float, float]:
-    """Compare a network's training mode with its testing mode, on held-out images in batches of m.
+def discrepancy(
+    net: network.Layer, given: Task, generator: np.random.Generator, m: int, most: int | None = None
+) -> tuple[float, float]:
+    """Compare a network's training mode with its testing mode, on held-out images in batches of m, at most so many.
 
     Returns
     -------
@@ -147,7 +148,7 @@ def discrepancy(net: network.Layer, given: Task, generator: np.random.Generator,
     """
     running = net.forward(given.held_x, train=False)
     an_epoch = data.shuffled(generator, len(given.held_x), m)
-    chosen = np.array(list(an_epoch))
+    chosen = np.array(list(itertools.islice(an_epoch, most)))
     logits = np.array([net.forward(given.held_x[rows]) for rows in chosen])
     change = float(np.square(logits - running[chosen]).sum(axis=2).mean())
     spread = float(np.square(running - running.mean(axis=0)).sum(axis=1).mean())
