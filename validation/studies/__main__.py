@@ -128,7 +128,10 @@ def _all(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 def _report(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from validation.studies import report as page
 
-    path = page.write(options.output, options.date, quick=options.quick)
+    try:
+        path = page.write(options.output, options.date, quick=options.quick)
+    except page.NoResultsError as error:
+        parser.error(str(error))
     print(f"written: {path.name}")
     return 0
 

@@ -42,12 +42,13 @@ def prior(**zero):
 
 
 def test_the_verdict_follows_from_the_numbers():
-    dips = {"BN": (-0.1, -0.12, -0.09), "LN": (0.1, 0.13, 0.11), "none": (0.0, 0.0, 0.0)}
+    dips = {"BN": (-0.1, -0.12, -0.09), "LN": (0.1, 0.13, 0.11), "none": (0.1, 0.11, 0.09)}
     assert e2.judge(prior(), dips)[0] == "confirmed"
     assert e2.judge(prior(BN=7), dips)[0] == "not confirmed"
     assert e2.judge(prior(frozen=1), dips)[0] == "not confirmed"
     assert e2.judge(prior(LN=1), dips)[0] == "not confirmed"
     assert e2.judge(prior(), dips | {"BN": dips["LN"]})[0] == "partly"
+    assert e2.judge(prior(), dips | {"none": (0.01, -0.1, 0.0)})[0] == "partly"
     assert e2.judge(prior(), dips | {"LN": (-0.1, 0.2, -0.05)})[0] == "partly"
     assert e2.judge(prior(), {kind: values[:1] for kind, values in dips.items()})[0] == "partly"  # one seed
 
