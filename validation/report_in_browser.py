@@ -1,6 +1,7 @@
 """Look at a report's HTML page in a real browser: ``python -m validation.report_in_browser PAGE [--shots FOLDER]``.
 
-The page is that of an audit, or of the studies. Headless Chromium (Debian's package ``chromium``) lays the page out at 1280 and 360 pixels, light and dark. It is asked
+The page is that of an audit, or of the studies. Headless Chromium (Debian's package ``chromium``) lays it out at 1280
+and 360 pixels, light and dark. It is asked
 
 * whether the page is wider than the window, and which elements stick out of it (tables and scripts may scroll in boxes
   of their own),

@@ -54,7 +54,7 @@ def test_every_study_has_a_place():
 
 
 @pytest.mark.skipif(browser.find_browser() is None, reason="needs Chromium")
-@pytest.mark.parametrize("width, scheme", zip(browser.WIDTHS, browser.SCHEMES, strict=True))
+@pytest.mark.parametrize("width, scheme", list(zip(browser.WIDTHS, browser.SCHEMES, strict=True)))
 def test_nothing_sticks_out_is_faint_or_goes_wrong(results, tmp_path, width, scheme):
     path = tmp_path / "studies.html"
     path.write_text(report.page(results, "2020-01-03"), encoding="utf-8")
