@@ -183,7 +183,7 @@ def _draw(found: Any, variances: Any, deviations: dict[int, list[float]], sizes:
     from validation.studies import style
 
     drawn, axes = style.figure(1, 3, height=3.4)
-    fine = np.geomspace(1, count - 1, 200)
+    fine = np.geomspace(1, 0.97 * count, 200)
     for state, place in zip(STATES, axes[:2], strict=True):
         mean = float(np.mean(variances[state]))
         for replaced, marker, line in ((True, "o", "-"), (False, "s", "--")):

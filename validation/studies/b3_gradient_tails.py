@@ -6,7 +6,6 @@ gradient. It does not depend on the gradient's size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,21 +17,12 @@ from validation.studies.study import Context, Finding, Measured, Study, Verdict
 BATCH = 128
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What is looked at: its name, and the arguments of `understanding.build`."""
-
-    name: str
-    form: str
-    depth: int
-    residual: bool
-    initialize: Any
-
-
 ARCHITECTURES = (
-    Architecture("10 dense layers, He", "dense", 10, False, network.he),
-    Architecture("34 dense layers, residual, Xavier", "dense", 34, True, network.xavier),
-    Architecture("18 layers with convolutions, residual, Xavier", "convolutional", 18, True, network.xavier),
+    understanding.Architecture("10 dense layers, He", "dense", 10, False, network.he),
+    understanding.Architecture("34 dense layers, residual, Xavier", "dense", 34, True, network.xavier),
+    understanding.Architecture(
+        "18 layers with convolutions, residual, Xavier", "convolutional", 18, True, network.xavier
+    ),
 )
 
 
@@ -62,16 +52,8 @@ def run(context: Context) -> Finding:
         chosen = context.generator(seed, "batch").choice(len(x), BATCH, replace=False)
         for one in ARCHITECTURES:
             for kind in understanding.KINDS:
-                made = understanding.build(
-                    one.form,
-                    context.generator(seed, "weights"),
-                    one.depth,
-                    kind,
-                    x,
-                    residual=one.residual,
-                    initialize=one.initialize,
-                )
-                made.differentiate(understanding.shaped(one.form, x[chosen]), labels[chosen])
+                made = one.build(context.generator(seed, "weights"), kind, x)
+                made.differentiate(one.shaped(x[chosen]), labels[chosen])
                 gradient = made.linear[one.depth // 2].gradients["weight"].ravel()
                 gradients.setdefault((one.name, kind), []).append(gradient)
 

@@ -5,7 +5,8 @@ the gradient's direction is the bias that one class has over the others, not wha
 
 * the share of images for which the most frequent prediction is predicted, and how many classes are predicted at all;
 * the alignment ‖mean g‖² / mean ‖g‖²: 1/2 if one of ten equally frequent classes is predicted for sure for all images
-  (the right class, which differs, is the other half of each g), near 0 if predictions vary as the images do.
+  (the right class, which differs, is the other half of each g), near 0 if predictions vary as the images do;
+* what the last layer sees, its features f: ‖mean f‖² over the variance of f. Where it is large, all images look alike.
 """
 
 from __future__ import annotations
@@ -24,31 +25,21 @@ ONE, SEVERAL = 0.8, 0.6
 """Share of images of the most frequent prediction: at least, for "one class is predicted"; at most, for several."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What is looked at: its name, and arguments of `understanding.build`."""
-
-    name: str
-    form: str
-    depth: int
-    residual: bool
-    initialize: Any
-
-
 ARCHITECTURES = (
-    Architecture("110 dense layers, residual", "dense", 110, True, network.xavier),
-    Architecture("34 dense layers", "dense", 34, False, network.he),
-    Architecture("18 layers with convolutions, residual", "convolutional", 18, True, network.xavier),
+    understanding.Architecture("110 dense layers, residual", "dense", 110, True, network.xavier),
+    understanding.Architecture("34 dense layers", "dense", 34, False, network.he),
+    understanding.Architecture("18 layers with convolutions, residual", "convolutional", 18, True, network.xavier),
 )
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Gradients on the logits for each image of a batch, in the order of the labels, and what is predicted."""
+    """Gradients on the logits for each image, in the order of the labels; what is predicted; likeness of features."""
 
     gradient: Array
     predicted: Array
     labels: Array
+    likeness: float
 
     @property
     def share(self) -> float:
@@ -72,11 +63,18 @@ def look(made: understanding.Network, x: Array, labels: Array) -> Outputs:
     x, labels = x[order], labels[order]
     logits = made.layers.forward(x)
     _, gradient = network.softmax_cross_entropy(logits, labels, "sum")
-    return Outputs(gradient, logits.argmax(axis=1), labels)
+    features = made.hidden[-1].x
+    features = features.mean(axis=tuple(range(2, features.ndim)))
+    mean = features.mean(axis=0)
+    likeness = np.sum(mean**2) / np.mean(np.sum((features - mean) ** 2, axis=1))
+    return Outputs(gradient, logits.argmax(axis=1), labels, float(likeness))
 
 
-def judge(shares: dict[str, dict[str, list[float]]]) -> tuple[Verdict, str]:
-    """Return the verdict from the shares by architecture and kind: one class without batch norm, several with it."""
+def judge(shares: dict[str, dict[str, list[float]]], likeness: dict[str, list[float]]) -> tuple[Verdict, str]:
+    """Return the verdict from the shares by architecture and kind: one class without batch norm, several with it.
+
+    The likeness of the features with batch norm is told where several classes are not.
+    """
     holds, reasons = [], []
     for name, by_kind in shares.items():
         plain, normalized = (float(np.mean(by_kind[kind])) for kind in understanding.KINDS)
@@ -86,7 +84,10 @@ def judge(shares: dict[str, dict[str, list[float]]]) -> tuple[Verdict, str]:
         if plain < ONE:
             missed.append("without it not only one class")
         if normalized > SEVERAL:
-            missed.append("with it still mostly one class")
+            missed.append(
+                "with it still mostly one class, as the squared mean of what the last layer sees is "
+                f"{understanding.spread(likeness[name])} times the variance"
+            )
         reasons.append(f"{told}{': ' if missed else ''}{', '.join(missed)})")
     return understanding.verdict(holds), f"The most frequent prediction is made for {'; '.join(reasons)}."
 
@@ -99,16 +100,8 @@ def run(context: Context) -> Finding:
         chosen = context.generator(seed, "batch").choice(len(x), BATCH, replace=False)
         for one in ARCHITECTURES:
             for kind in understanding.KINDS:
-                made = understanding.build(
-                    one.form,
-                    context.generator(seed, "weights"),
-                    one.depth,
-                    kind,
-                    x,
-                    residual=one.residual,
-                    initialize=one.initialize,
-                )
-                outputs = look(made, understanding.shaped(one.form, x[chosen]), labels[chosen])
+                made = one.build(context.generator(seed, "weights"), kind, x)
+                outputs = look(made, one.shaped(x[chosen]), labels[chosen])
                 found.setdefault((one.name, kind), []).append(outputs)
 
     numbers = []
@@ -122,12 +115,14 @@ def run(context: Context) -> Finding:
             ),
             Measured(f"classes predicted, {where}", tuple(float(row.classes) for row in rows), expected="of 10"),
             Measured(f"alignment of the gradients, {where}", tuple(row.alignment for row in rows)),
+            Measured(f"‖mean‖² over variance of the features, {where}", tuple(row.likeness for row in rows)),
         ]
     shares = {
         one.name: {kind: [row.share for row in found[one.name, kind]] for kind in understanding.KINDS}
         for one in ARCHITECTURES
     }
-    verdict, because = judge(shares)
+    likeness = {one.name: [row.likeness for row in found[one.name, "BN"]] for one in ARCHITECTURES}
+    verdict, because = judge(shares, likeness)
     first = ARCHITECTURES[0].name
     told = "; ".join(
         f"{100 * np.mean(by_kind['none']):.0f} and {100 * np.mean(by_kind['BN']):.0f} % ({name})"
@@ -135,11 +130,14 @@ def run(context: Context) -> Finding:
     )
     alignments = [np.mean([row.alignment for row in found[first, kind]]) for kind in understanding.KINDS]
     caption = (
-        f"Gradient of each image's loss on the ten outputs at initialization, images in the order of their labels, "
+        "Gradient of each image's loss on the ten outputs at initialization, images in the order of their labels, "
         f"{first}: (a) without normalization nearly all images push down the same class; (b) with batch norm the "
         f"directions vary (one network each; alignment {alignments[0]:.2f} and {alignments[1]:.2f}; 0.5: all images "
         f"predict one class for sure). (c) Share of {BATCH} images for which the most frequent prediction is made, in "
-        f"{len(context.seeds)} networks each: without and with batch norm {told}."
+        f"{len(context.seeds)} networks each: without and with batch norm {told}. After convolutions and the average "
+        "over the image, images look alike even with batch norm: the squared mean of the features is "
+        f"{np.mean(likeness[ARCHITECTURES[2].name]):.0f} times their variance (dense, residual: "
+        f"{np.mean(likeness[first]):.1f})."
     )
     details = {
         "batch": BATCH,
@@ -150,6 +148,7 @@ def run(context: Context) -> Finding:
                 "share": [row.share for row in rows],
                 "classes": [row.classes for row in rows],
                 "alignment": [row.alignment for row in rows],
+                "likeness": [row.likeness for row in rows],
             }
             for (name, kind), rows in found.items()
         ],

@@ -132,16 +132,18 @@ def _draw(found: Any, ratios: Any, random: Any) -> Any:
         axes[2].plot([], [], linestyle="", **style.of(kind))
         chance = [np.mean(random[kind][layer]) for layer in LAYERS]
         axes[2].plot(at, chance, "x", color=style.COLOURS[kind])
+    axes[2].plot([], [], "x", color="black", label="random signs")
     axes[2].axhline(1, color="black", linewidth=1)
     axes[2].set(
         yscale="log",
+        ylim=(0.2, 100),
         xticks=range(len(LAYERS)),
         xticklabels=[str(layer + 1) for layer in LAYERS],
         xlabel="layer",
         ylabel="Σ |∂L/∂K| over |Σ ∂L/∂K|",
         title="ratio of means",
     )
-    axes[2].legend(fontsize=8)
+    axes[2].legend(loc="lower left", fontsize=8)
     style.letter(axes)
     return drawn
 

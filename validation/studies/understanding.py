@@ -24,6 +24,7 @@ __all__ = [
     "LEVEL",
     "NAMES",
     "TRAINED",
+    "Architecture",
     "Network",
     "Probe",
     "allowed",
@@ -203,6 +204,26 @@ def shaped(form: str, x: Array) -> Array:
     return x.reshape(len(x), -1) if form == "dense" else x
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """A network's name and the arguments of `build`."""
+
+    name: str
+    form: str
+    depth: int
+    residual: bool
+    initialize: Callable[..., Array]
+
+    def build(self, generator: np.random.Generator, kind: str, x: Array) -> Network:
+        """Return a network for images like x."""
+        options: dict[str, Any] = {"residual": self.residual, "initialize": self.initialize}
+        return build(self.form, generator, self.depth, kind, x, **options)
+
+    def shaped(self, x: Array) -> Array:
+        """Return images as the network takes them."""
+        return shaped(self.form, x)
+
+
 def channel_moments(x: Array) -> tuple[Array, Array]:
     """Return each channel's mean and variance over the batch and all positions."""
     axes = (0, *range(2, x.ndim))
@@ -255,9 +276,7 @@ def verdict(holds: Sequence[bool]) -> Verdict:
     return "confirmed" if all(holds) else "partly" if any(holds) else "not confirmed"
 
 
-def spread(values: Sequence[float], form: str = ".2g") -> str:
+def spread(values: Sequence[float]) -> str:
     """Return mean and sample standard deviation over seeds, as text."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return format(mean, form)
-    return f"{mean:{form}} ± {np.std(values, ddof=1):.1g}"
+    mean = f"{np.mean(values):.3g}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.2g}"

@@ -430,7 +430,7 @@ class TestOutputGradients:
     def test_of_one_class_for_all(self):
         labels = np.repeat(np.arange(10), 3)
         gradient = np.eye(10)[np.full(30, 4)] - np.eye(10)[labels]
-        found = outputs.Outputs(gradient, np.full(30, 4), labels)
+        found = outputs.Outputs(gradient, np.full(30, 4), labels, 1.0)
         assert (found.share, found.classes) == (1, 1)
         # mean g = e₄ − 1/10, of square 0.9; ‖g‖² = 2 but for the tenth that is right.
         assert found.alignment == pytest.approx(0.9 / (0.9 * 2))
@@ -438,7 +438,7 @@ class TestOutputGradients:
     def test_of_predictions_that_vary_as_labels_do(self):
         labels = np.repeat(np.arange(10), 3)
         predicted = (labels + 1) % 10
-        found = outputs.Outputs(np.eye(10)[predicted] - np.eye(10)[labels], predicted, labels)
+        found = outputs.Outputs(np.eye(10)[predicted] - np.eye(10)[labels], predicted, labels, 1.0)
         assert (found.share, found.classes) == (pytest.approx(0.1), 10)
         assert found.alignment == pytest.approx(0, abs=1e-30)
 
@@ -449,13 +449,17 @@ class TestOutputGradients:
         assert np.array_equal(found.labels, np.sort(labels))
         assert found.gradient.sum(axis=1) == pytest.approx(np.zeros(len(x)), abs=1e-12)
         assert np.all(found.gradient[np.arange(len(x)), found.labels] < 0)
+        features = made.hidden[-1].x
+        assert found.likeness == pytest.approx(np.sum(features.mean(axis=0) ** 2) / np.sum(features.var(axis=0)))
 
     @pytest.mark.parametrize(
         ("plain", "normalized", "verdict"),
         [(0.9, 0.4, "confirmed"), (0.7, 0.4, "partly"), (0.9, 0.7, "partly"), (0.7, 0.7, "not confirmed")],
     )
     def test_the_verdict_turns_on_the_numbers(self, plain, normalized, verdict):
-        assert outputs.judge({"a": {"none": [plain], "BN": [normalized]}})[0] == verdict
+        found, because = outputs.judge({"a": {"none": [plain], "BN": [normalized]}}, {"a": [49.0]})
+        assert found == verdict
+        assert ("49 times" in because) == (normalized > outputs.SEVERAL)
 
 
 class TestFilterGradients:
