@@ -120,7 +120,7 @@ def judge(found: Mapping[str, Benefits]) -> tuple[Verdict, str]:
 def run(ctx: Context) -> Finding:
     """Measure and judge."""
     steps = 50 if ctx.quick else 150
-    rates, scales, images = (RATES[1::2], SCALES[::2], IMAGES[1::2]) if ctx.quick else (RATES, SCALES, IMAGES)
+    rates, scales, images = (RATES[1::2], SCALES[1::2], IMAGES[1::2]) if ctx.quick else (RATES, SCALES, IMAGES)
     step = 0.5 * (2 if ctx.quick else 1)
 
     def sweep(what: str, tasks: Sequence[tuple[str, float]], **options: Any) -> dict[str, dict[float, list[Curve]]]:

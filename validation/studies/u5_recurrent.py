@@ -11,7 +11,7 @@ both terms have variance γ², and a step back multiplies the gradient's length 
 as the norm divides by the standard deviation of W h, which is that of h. That is 1/√2 for γ → 0, since a half of what h
 is comes from the input, and it *grows* with γ. Measured for normal inputs, too.
 
-Training: digits are read four pixels at a time; accuracy on held-out images after a fixed number of steps, for some
+Training: images are read in 16 steps; accuracy on held-out images after a fixed number of steps, for some
 initial γ, for layer norm in the same places, and for none. And that accuracy if one set of running statistics, the
 average over the steps, serves all steps instead of each step's own.
 
@@ -37,8 +37,8 @@ __all__ = ["GAMMAS", "STUDY", "Reader", "growth", "judge", "predicted"]
 
 GAMMAS = (0.1, 0.3, 1.0)
 HIDDEN = 32
-PIXELS = 4
-"""Pixels in a step, in training."""
+LONG, SHORT = 64, 16
+"""Steps in time in which an image is read, for the gradient and in training."""
 BATCH = 64
 RATE = 0.2
 
@@ -153,7 +153,8 @@ def judge(
 def run(ctx: Context) -> Finding:
     """Measure and judge."""
     given = training.task(ctx.data)
-    usable = given.features // PIXELS * PIXELS
+    usable = given.features // LONG * LONG
+    cut = training.Task(given.x[:, :usable], given.labels, given.held_x[:, :usable], given.held_labels)
     steps, m, length = (60, 64, 16) if ctx.quick else (200, 256, 32)
     setups = [("none", 1.0), *(("BN", gamma) for gamma in GAMMAS), ("LN", 1.0)]
     wide = (*GAMMAS, 3.0)
@@ -164,13 +165,12 @@ def run(ctx: Context) -> Finding:
     for seed in ctx.progress(ctx.seeds, "seeds"):
         rows = ctx.generator(seed, "batch").permutation(len(given.x))[:m]
         for kind, gamma in setups:
-            net = Reader(ctx.generator(seed, "weights"), given.features, 1, kind, gamma)
-            over_time[kind, gamma].append(gradient_norms(net, given.x[rows], given.labels[rows]))
+            net = Reader(ctx.generator(seed, "weights"), usable, usable // LONG, kind, gamma)
+            over_time[kind, gamma].append(gradient_norms(net, cut.x[rows], cut.labels[rows]))
         for gamma in wide:
             normal[gamma].append(of_normal_inputs(ctx.generator(seed, "normal"), gamma, length, m))
-        cut = training.Task(given.x[:, :usable], given.labels, given.held_x[:, :usable], given.held_labels)
         for kind, gamma in ctx.progress(setups, f"training, seed {seed}"):
-            net = Reader(ctx.generator(seed, "weights"), usable, PIXELS, kind, gamma)
+            net = Reader(ctx.generator(seed, "weights"), usable, usable // SHORT, kind, gamma)
             training.train(net, cut, ctx.generator(seed, "batches"), m=BATCH, steps=steps, rate=RATE)
             accuracies[kind, gamma].append(cut.accuracy(net))
             if kind == "BN":
@@ -247,7 +247,7 @@ def _draw(
         values = np.exp(np.mean(np.log(np.array(row)), axis=0))
         steps = np.arange(1, len(values) + 1)
         time.semilogy(steps, values, lines, color=colour, label=label)
-    time.set(xlabel="step in time, t", ylabel="‖∂loss/∂hₜ‖ over that of the last step", title="gradient")
+    time.set(xlabel="step in time, t", ylabel="gradient on hₜ over that on the last", title="gradient")
 
     fine = np.geomspace(0.05, 4, 60)
     theory.plot(fine, [predicted(gamma) for gamma in fine], color="black", linewidth=1, label="theory")
@@ -263,7 +263,7 @@ def _draw(
     )
     theory.axhline(-0.5 * math.log10(2), color="black", linestyle=":", linewidth=1, label="1/√2 in each step")
     theory.set_xscale("log")
-    theory.set(xlabel="γ", ylabel="growth of the gradient (decades per step back)", title="over γ")
+    theory.set(xlabel="γ", ylabel="growth per step back (decades)", title="growth over γ")
     theory.legend()
 
     for place, ((kind, gamma), row) in enumerate(accuracies.items()):
@@ -284,6 +284,7 @@ def _draw(
             )
     labels = [f"BN\nγ={gamma:g}" if kind == "BN" else kind for kind, gamma in accuracies]
     trained.set_xticks(range(len(labels)), labels)
+    trained.set_xlim(-0.5, len(labels) - 0.5)
     trained.set(ylabel="accuracy on held-out images (%)", title="after training")
     style.letter(axes)
     handles, labels = time.get_legend_handles_labels()

@@ -175,9 +175,9 @@ def table(found: Mapping[str, Sequence[Row]]) -> tuple[dict[str, dict[str, list[
 
 UNITS = {
     "accuracy": "accuracy (%)",
-    "convergence": "images until near the best",
-    "small batches": "accuracy lost at m = 2 (points)",
-    "blocked": "blocked share at m = 2 (%)",
+    "convergence": "images until near best",
+    "small batches": "lost at m = 2 (points)",
+    "blocked": "blocked at m = 2 (%)",
     "online": "accuracy after m = 1 (%)",
     "two modes": "change of outputs (%)",
 }
