@@ -7,11 +7,10 @@ confirm it. A study is a module with a constant ``STUDY``; `MODULES` lists them.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 from validation.studies.study import Study
 
-__all__ = ["MODULES", "exists", "load"]
+__all__ = ["MODULES", "load"]
 
 MODULES = {
     # Zhou et al., Batch Normalization Is Blind to the First and Second Derivatives of the Loss
@@ -42,11 +41,6 @@ MODULES = {
     "U6": "u6_alternatives",
 }
 """Where each study is, by its id, in the order in which they are told."""
-
-
-def exists(identity: str) -> bool:
-    """Return whether a study's module is there."""
-    return importlib.util.find_spec(f"validation.studies.{MODULES[identity]}") is not None
 
 
 def load(identity: str) -> Study:

@@ -27,7 +27,6 @@ import numpy as np
 
 import refbn
 from validation.studies import data, network
-from validation.studies.blindness import blindness
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ Array = network.Array
 WIDTH, BATCH, RATE = 64, 32, 0.1
 STEPS, QUICK_STEPS = 1260, 420  # 30 and 10 epochs of the digits
 CLOSE, FAILS = 0.05, 2.0
-EVERY = 10
+EVERY = 20
 """How often the blocked part is measured."""
 
 RANDOM, ONE = "random", "one category"
@@ -199,7 +198,7 @@ def _train(context: Context, images: data.Dataset, classes: int, seed: int, arm:
         _, dlogits = network.softmax_cross_entropy(net.forward(x[batch]), labels[batch])
         net.backward(dlogits)
         if arm in NORMED and step % EVERY == 0:
-            blocked.append(blindness(norms[-1].saved, norms[-1].dy).total)
+            blocked.append(refbn.blindness(norms[-1].saved, norms[-1].dy).total)
         optimizer.step()
     train = network.accuracy(net.forward(x, train=False), labels)
     *hidden, last = net.parts.values()

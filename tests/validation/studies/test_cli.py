@@ -16,7 +16,6 @@ SMALL = {"E1": small_study.STUDY, "E2": small_study.BROKEN}
 def small(monkeypatch):
     monkeypatch.setattr(studies, "MODULES", {"E1": "small", "E2": "broken"})
     monkeypatch.setattr(studies, "load", SMALL.__getitem__)
-    monkeypatch.setattr(studies, "exists", SMALL.__contains__)
 
 
 def refused(arguments, capsys, match):

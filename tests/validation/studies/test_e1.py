@@ -36,7 +36,7 @@ def test_backward_alone_blocks_and_does_not_erase():
     assert np.array_equal(layer.forward(x, train=False), expected.y)
 
 
-@pytest.mark.parametrize("steps", [11])
+@pytest.mark.parametrize("steps", [21])
 def test_a_short_run(monkeypatch, steps):
     monkeypatch.setattr(e1, "QUICK_STEPS", steps)
     finding, again = (e1.STUDY.run(Context("E1", seeds=(3,), quick=True)) for _ in range(2))

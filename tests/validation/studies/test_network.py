@@ -94,11 +94,12 @@ def test_backward_is_the_derivative_of_forward(layer, shape):
     check(layer, away_from_zero(shape))
 
 
-@pytest.mark.parametrize("kind", net.KINDS)
-@pytest.mark.parametrize("shape", [ROWS, IMAGES], ids=["dense", "convolution"])
+@pytest.mark.parametrize(
+    "kind, shape",
+    [(kind, IMAGES) for kind in net.KINDS] + [(kind, ROWS) for kind in net.KINDS if kind != "IN"],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} axes",
+)
 def test_norms_have_the_right_derivative(kind, shape):
-    if kind == "IN" and len(shape) == 2:
-        pytest.skip("instance norm of a single position is constant")
     linear = dense(4, 5) if len(shape) == 2 else conv(4, 2)
     options = {"groups": 2} if kind == "GN" else {}
     layer = net.Sequential(*net.normalized(kind, linear, **options), net.Tanh())
@@ -227,6 +228,45 @@ def test_group_norm_is_instance_norm_of_groups():
     of_groups = net.GroupNorm(4, 2).forward(x)
     of_instances = net.InstanceNorm(2).forward(x.reshape(3, 2, 10, 5))
     assert np.array_equal(of_groups, of_instances.reshape(x.shape))
+
+
+@pytest.mark.parametrize("kind", ["LN", "GN", "IN", "BRN", "WS"])
+def test_norms_are_refbn_s_own(kind):
+    """Against the public functions, which round the whole once; here standardization and affine phase round apart."""
+    x, dy = 1 + RNG.standard_normal((3, 4, 2, 3)), RNG.standard_normal((3, 4, 2, 3))
+    gamma, beta = np.array([1.5, -0.5, 2.0, 1.0]), np.array([0.5, 0.0, -1.0, 2.0])
+    if kind == "WS":
+        layer = net.WeightStandardized(net.Dense(RNG.standard_normal((4, 5))))
+        layer.forward(np.eye(5))
+        layer.backward(RNG.standard_normal((5, 4)))
+        public = refbn.weight_standardization(layer.parameters["weight"], layer.parameters["gain"])
+        assert np.array_equal(layer.linear.parameters["weight"], public.y)
+        found = refbn.backward(public.saved, layer.linear.gradients["weight"])
+        assert np.array_equal(layer.gradients["weight"], found.dx)
+        assert np.array_equal(layer.gradients["gain"], found.dgamma)
+        return
+    layer = {"LN": net.LayerNorm, "IN": net.InstanceNorm, "BRN": net.BatchRenorm}.get(
+        kind, lambda n: net.GroupNorm(n, 2)
+    )(4)
+    layer.parameters["gamma"][:], layer.parameters["beta"][:] = gamma, beta
+    y = layer.forward(x)
+    dx = layer.backward(dy)
+    if kind == "LN":
+        spread = [np.broadcast_to(value[:, None, None], x.shape[1:]) for value in (gamma, beta)]
+        public = refbn.layer_norm(x, *spread, axes=(1, 2, 3))
+    elif kind == "GN":
+        public = refbn.group_norm(x, 2, gamma, beta)
+    elif kind == "IN":
+        public = refbn.instance_norm(x, gamma, beta)
+    else:
+        correction = refbn.renormalization(x, np.zeros(4), np.full(4, 1 - 1e-5))
+        public = refbn.batch_renorm(x, correction.r, correction.d, gamma, beta)
+    found = refbn.backward(public.saved, dy)
+    assert np.allclose(y, public.y, rtol=0, atol=16 * UNIT * abs(public.y).max())
+    assert np.allclose(dx, found.dx, rtol=0, atol=256 * UNIT * abs(found.dx).max())
+    axes = (1, 2) if kind == "LN" else ()
+    dgamma = found.dgamma.sum(axis=axes)
+    assert np.allclose(layer.gradients["gamma"], dgamma, rtol=0, atol=256 * UNIT * abs(dy).sum())
 
 
 def test_batch_renorm_is_inference_when_nothing_is_clipped():

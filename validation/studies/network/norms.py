@@ -2,6 +2,8 @@
 
 Where the norms differ is the index set that is standardized and the shape of γ and β. Layer, group and instance norm
 are batch norm of an input whose (sample, group) pairs are the channels, with the affine phase outside.
+`refbn.layer_norm` and its like give the same, but round the whole only once, which would take a training loop tens of
+times as long.
 """
 
 from __future__ import annotations
