@@ -2,22 +2,22 @@
 
 The network is hₜ = tanh(N(W hₜ₋₁) + N(V xₜ) + b), N batch norm with one γ for all steps [1]_, W orthogonal at first.
 
-The gradient over time, at initialization: ‖∂loss/∂hₜ‖ of the cross-entropy after the last step, as digits are read
-pixel by pixel. Where h is small nothing is known of a gradient that vanishes *because* of γ: for independent inputs,
-both terms have variance γ², and a step back multiplies the gradient's length by
+The gradient over time, at initialization: ‖∂loss/∂hₜ‖ of the cross-entropy after the last step, as images are read in
+64 steps (digits: a pixel each). That it vanishes at γ = 1 is explained in [1]_ by tanh′, which falls with γ. But the
+norm also divides by the standard deviation of W h, which is h's own and rises with γ no faster than γ. For independent
+inputs both terms have variance γ², and a step back multiplies the gradient's length by
 
     γ · √(E tanh′(√2 γz)² / E tanh²(√2 γz)),   z normal,
 
-as the norm divides by the standard deviation of W h, which is that of h. That is 1/√2 for γ → 0, since a half of what h
-is comes from the input, and it *grows* with γ. Measured for normal inputs, too.
+which is 1/√2 for γ → 0, where the input makes a half of the state's variance, and *grows* with γ. Measured for normal
+inputs, too.
 
 Training: images are read in 16 steps; accuracy on held-out images after a fixed number of steps, for some
 initial γ, for layer norm in the same places, and for none. And that accuracy if one set of running statistics, the
 average over the steps, serves all steps instead of each step's own.
 
-Criterion, three parts: the gradient on the first states, per step, is clearly smaller at γ = 1 than at γ = 0.1;
-training from γ = 0.1 ends clearly better than from γ = 1; common statistics are clearly worse than those of each step,
-from γ = 0.1.
+Criterion, three parts: per step back the gradient shrinks clearly faster at γ = 1 than at γ = 0.1; training from
+γ = 0.1 ends clearly better than from γ = 1; common statistics are clearly worse than those of each step, from γ = 0.1.
 
 .. [1] T. Cooijmans et al., "Recurrent Batch Normalization", 2017, Section 4.
 """
