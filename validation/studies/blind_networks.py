@@ -11,7 +11,7 @@ from validation.studies import data, network
 from validation.studies.study import Context
 from validation.studies.training import Task
 
-__all__ = ["blocked_share", "draw", "gradient", "images", "norms"]
+__all__ = ["blocked_share", "called", "draw", "gradient", "images", "norms"]
 
 Array = network.Array
 
@@ -21,6 +21,11 @@ def images(ctx: Context) -> Task:
     loaded = data.load(ctx.data)
     x, held_x = loaded.rows()
     return Task(x, loaded.train_labels, held_x, loaded.test_labels)
+
+
+def called(ctx: Context) -> str:
+    """Return what they are called."""
+    return "digits" if ctx.data is None else data.recognize(ctx.data)[0]
 
 
 def draw(given: Task, generator: np.random.Generator, m: int) -> tuple[Array, Array]:

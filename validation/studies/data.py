@@ -49,6 +49,8 @@ class Dataset:
     Attributes
     ----------
     name : str
+    levels : int
+        How many values a pixel may have, equally far apart.
     train_images, test_images : ndarray, shape (samples, channels, height, width)
         Binary64, from 0 to 1.
     train_labels, test_labels : ndarray of int, shape (samples,)
@@ -56,6 +58,7 @@ class Dataset:
     """
 
     name: str
+    levels: int
     train_images: Array
     train_labels: Array
     test_images: Array
@@ -84,7 +87,7 @@ def load(path: Path | None = None) -> Dataset:
     (train_images, train_labels), (test_images, test_labels) = (
         _sample(*read(path, train), limit) for train, limit in zip((True, False), LIMITS, strict=True)
     )
-    return Dataset(name, train_images / 255, train_labels, test_images / 255, test_labels)
+    return Dataset(name, 256, train_images / 255, train_labels, test_images / 255, test_labels)
 
 
 def recognize(path: Path) -> tuple[str, Callable[[Path, bool], tuple[Array, Array]]]:
@@ -119,7 +122,7 @@ def _digits() -> Dataset:
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels, test_size=_SPLIT, random_state=0, stratify=labels
     )
-    return Dataset("digits", train_images, train_labels, test_images, test_labels)
+    return Dataset("digits", 17, train_images, train_labels, test_images, test_labels)
 
 
 def _sample(images: Array, labels: Array, limit: int) -> tuple[Array, Array]:

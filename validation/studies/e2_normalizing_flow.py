@@ -46,7 +46,7 @@ KINDS = ("none", "BN", "LN")
 COUPLINGS, WIDTH, BATCH, RATE = 6, 64, 64, 2e-3
 STEPS, QUICK_STEPS = 400, 120
 ALPHAS = np.linspace(0, 1, 17)
-EXACT_BATCH, QUICK_CHANNELS = 16, 16
+EXACT_BATCH, CHANNELS, QUICK_CHANNELS = 16, 64, 16
 EPSILONS = (Fraction(0), *(Fraction(1, 10**power) for power in (8, 6, 4, 2, 0)))
 
 
@@ -122,11 +122,11 @@ def run(context: Context) -> Finding:
     curves: dict[str, list[_Curves]] = {kind: [] for kind in KINDS}
     prior: list[_Prior] = []
     for seed, kind in context.progress([(seed, kind) for seed in context.seeds for kind in KINDS], "flows"):
-        flow = _train(context, np.concatenate(train), seed, kind)
-        curves[kind].append(_Curves(*(_along(context, flow, of, seed) for of in (train, test))))
+        flow = _train(context, np.concatenate(train), images.levels, seed, kind)
+        curves[kind].append(_Curves(*(_along(context, flow, of, images.levels, seed) for of in (train, test))))
         if kind == "BN":
             generator = context.generator(seed, "prior")
-            z = flow.forward(_noisy(generator, np.concatenate(test)), train=False)
+            z = flow.forward(_noisy(generator, np.concatenate(test), images.levels), train=False)
             prior.append(_prior(generator, z[generator.permutation(len(z))], context))
 
     dips = {
@@ -181,12 +181,12 @@ def _of(images: Array, labels: Array, category: int) -> Array:
     return images[labels == category].reshape(int((labels == category).sum()), -1)
 
 
-def _noisy(generator: np.random.Generator, pixels: Array, levels: int = 17) -> Array:
+def _noisy(generator: np.random.Generator, pixels: Array, levels: int) -> Array:
     """Return pixels, from 0 to 1 in steps of 1/(levels − 1), with uniform noise of one step, scaled to [−1, 1]."""
     return 2 * (pixels * (levels - 1) + generator.random(pixels.shape)) / levels - 1
 
 
-def _train(context: Context, pixels: Array, seed: int, kind: str) -> network.Flow:
+def _train(context: Context, pixels: Array, levels: int, seed: int, kind: str) -> network.Flow:
     weights = context.generator(seed, "weights")
     features = pixels.shape[1]
     side = math.isqrt(features)
@@ -204,27 +204,27 @@ def _train(context: Context, pixels: Array, seed: int, kind: str) -> network.Flo
     generator = context.generator(seed, "batches")  # the same for all kinds
     for _ in range(QUICK_STEPS if context.quick else STEPS):
         batch = pixels[generator.choice(len(pixels), BATCH, replace=False)]
-        flow.log_likelihood(_noisy(generator, batch))
+        flow.log_likelihood(_noisy(generator, batch, levels))
         flow.backward(np.full(BATCH, -1 / BATCH))
         optimizer.step()
     return flow
 
 
-def _along(context: Context, flow: network.Flow, categories: list[Array], seed: int) -> Array:
+def _along(context: Context, flow: network.Flow, categories: list[Array], levels: int, seed: int) -> Array:
     """Return the mean log-likelihood for each pixel at each α."""
     pairs = min(map(len, categories))
     first, second = (category[:pairs] for category in categories)
     values = []
     for alpha in ALPHAS:
         generator = context.generator(seed, "noise")  # anew, and so the same for each α
-        x = _noisy(generator, alpha * second + (1 - alpha) * first)
+        x = _noisy(generator, alpha * second + (1 - alpha) * first, levels)
         values.append(flow.log_likelihood(x, train=False).mean() / x.shape[1])
     return np.array(values)
 
 
 def _prior(generator: np.random.Generator, z: Array, context: Context) -> _Prior:
     """Return what becomes of the prior's gradient through a final norm of z (samples, features), exactly."""
-    z = z[:EXACT_BATCH, : QUICK_CHANNELS if context.quick else None]
+    z = z[:EXACT_BATCH, : QUICK_CHANNELS if context.quick else CHANNELS]
     zero = dict.fromkeys(("BN", "frozen", "LN", "LN without affine"), 0)
     asked = dict.fromkeys(zero, 0)
     sizes: dict[str, list[float]] = {"BN": [], "LN": []}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from validation import report, studies
+from validation.studies import data
 from validation.studies.study import Context, Finding, Study
 
 __all__ = ["Told", "apart", "carry_out"]
@@ -60,7 +61,7 @@ def carry_out(study: Study, options: argparse.Namespace, shown: Any = None) -> t
             "settings": {
                 "seeds": context.seeds,
                 "quick": context.quick,
-                "data": "digits" if context.data is None else context.data.name,
+                "data": None if context.data is None else data.recognize(context.data)[0],
             },
             "finding": finding.document(),
             "seconds": {"wall": round(seconds, 1), "processor": round(time.process_time() - worked, 1)},

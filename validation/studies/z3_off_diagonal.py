@@ -28,7 +28,7 @@ import refbn
 from refbn.exact import Exact, Var
 from validation.studies import exact_batches as exact
 from validation.studies import network, style
-from validation.studies.blind_networks import images
+from validation.studies.blind_networks import called, images
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 from validation.studies.training import train
 
@@ -279,8 +279,8 @@ def run(ctx: Context) -> Finding:
         "Of the off-diagonal of the Hessian only what is not linear in a channel's own x̂ reaches its inputs. "
         "(a) Pairs of channels of correlation ρ: what passes is √(1 − ρ²) of what frozen statistics would pass, what "
         f"leaks is κ|ρ|, nothing at κ = 0 (marks: refbn; lines: theory, exact in {count} of {count} random "
-        "instances). (b) The last hidden layer of a classifier of digits, a mark for each channel: the non-linear "
-        f"parts come back whole, of the linear ones κ (in the median {kappas['untrained']:.0e} before and "
+        f"instances). (b) The last hidden layer of a classifier of {called(ctx)}, a mark for each channel: the "
+        f"non-linear parts come back whole, of the linear ones κ (in the median {kappas['untrained']:.0e} before and "
         f"{kappas['trained']:.0e} after training). The blocked linear parts make up {shares['untrained']:.0%} of the "
         f"term's squared gradient before training and {shares['trained']:.0%} after."
     )

@@ -25,7 +25,7 @@ import refbn
 from refbn.exact import Exact
 from validation.studies import exact_batches as exact
 from validation.studies import network, style
-from validation.studies.blind_networks import blocked_share, images
+from validation.studies.blind_networks import blocked_share, called, images
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 from validation.studies.training import train
 from validation.studies.understanding import allowed
@@ -122,14 +122,14 @@ def run(ctx: Context) -> Finding:
             for place, m in enumerate(sizes)
             if m in (sizes[0], sizes[-1], 32)
         ),
-        Measured("accuracy on held-out digits at the end", tuple(accuracies)),
+        Measured(f"accuracy on held-out {called(ctx)} at the end", tuple(accuracies)),
     ]
     first, last = (np.array(measured[step]).mean(0) for step in (steps[0], steps[-1]))
     caption = (
         f"Exactly the part of the upstream gradient in span{{1, x̂}} is blocked. (a) It is 2/m of the squared length "
         f"for gradients that point in all directions alike ({len(deviations)} measurements, largest deviation "
         f"{max(map(abs, deviations)):.1f} standard errors). Of the cross-entropy's gradient in a classifier of "
-        f"digits it is {first[-1]:.1%} at the beginning and {last[-1]:.1%} after {steps[-1]} steps for m = "
+        f"{called(ctx)} it is {first[-1]:.1%} at the beginning and {last[-1]:.1%} after {steps[-1]} steps for m = "
         f"{sizes[-1]}, where 2/m is {2 / sizes[-1]:.1%}; (b) the same over 2/m: it is {first[-1] / 2 * sizes[-1]:.1f} "
         f"and {last[-1] / 2 * sizes[-1]:.1f} times as much at m = {sizes[-1]}, {first[0] / 2 * sizes[0]:.2f} and "
         f"{last[0] / 2 * sizes[0]:.2f} times at m = {sizes[0]}. Bands: smallest and largest of the seeds."

@@ -62,7 +62,7 @@ def passing(x: Array, gamma: float, betas: Array) -> tuple[Array, Array]:
 
 
 def _held_out_logits(seed: int, ctx: Context) -> Array:
-    """Return the logits of the true class, of a logistic regression on digits that it was not fitted to."""
+    """Return the logits of the true class, of a logistic regression on images that it was not fitted to."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import train_test_split
 
@@ -79,7 +79,7 @@ def verdict(largest: float, ratio: float, share: float) -> tuple[Verdict, str]:
     """Judge by the criterion above: max |L‴|, the median |L‴/L″| of held-out images, the largest share for γ = 1."""
     absolutely, relatively = largest < SMALL, max(ratio, share) < SMALL
     because = (
-        f"|L‴| ≤ {largest:.3f}, but on held-out digits the median of |L‴/L″| is {ratio:.2f}, and of one label's "
+        f"|L‴| ≤ {largest:.3f}, but on held-out images the median of |L‴/L″| is {ratio:.2f}, and of one label's "
         f"gradient up to {share:.0%} pass for γ = 1"
     )
     if absolutely and relatively:
@@ -119,7 +119,7 @@ def run(ctx: Context) -> Finding:
         Measured("largest |L‴|", (largest["L‴"],), expected=f"1/(6√3) = {1 / (6 * math.sqrt(3)):.4f}"),
         *(
             Measured(
-                f"median {name} on held-out digits", tuple(values), expected="" if "/" not in name else f"< {SMALL}"
+                f"median {name} on held-out images", tuple(values), expected="" if "/" not in name else f"< {SMALL}"
             )
             for name, values in medians.items()
         ),
@@ -137,7 +137,7 @@ def run(ctx: Context) -> Finding:
     tail = float(np.mean([lines[-1] for lines in shares[2.0]]))
     caption = (
         f"The third derivative of −log sigmoid is small, |L‴| ≤ {largest['L‴']:.3f} (a), but not beside the lower "
-        "ones: |L″/L′| tends to 1 on the side of right answers, |L‴/L″| on both (b); on held-out digits (grey "
+        "ones: |L″/L′| tends to 1 on the side of right answers, |L‴/L″| on both (b); on held-out images (grey "
         f"histogram: logits of the true class) the median |L‴| is {sizes:.4f} and the median |L‴/L″| {ratio:.2f}. So "
         "not all of the gradient is blocked in a batch of one label whose logits are γx̂ + β (c): for γ = 1 up to "
         f"{peak:.0%} of its squared length pass, for γ = 2 and β = {BETAS[-1]:g} {tail:.0%}; for γ = 0.1 at most "

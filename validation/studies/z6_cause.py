@@ -30,7 +30,7 @@ import refbn
 from refbn.exact import Exact, Var, program
 from validation.studies import exact_batches as exact
 from validation.studies import network, style
-from validation.studies.blind_networks import draw, gradient, images
+from validation.studies.blind_networks import called, draw, gradient, images
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 from validation.studies.training import train
 
@@ -353,7 +353,9 @@ def run(ctx: Context) -> Finding:
                 )
             )
     for kind in measured[0][1]:
-        rows.append(Measured(f"accuracy on held-out digits, {kind}", tuple(found[kind] for _, found in measured)))
+        rows.append(
+            Measured(f"accuracy on held-out {called(ctx)}, {kind}", tuple(found[kind] for _, found in measured))
+        )
     count = max(sum(tally.asked[name] for tally in tallies) for name in EXPECTED)
 
     def mean(name: str, place: int) -> float:
@@ -363,10 +365,10 @@ def run(ctx: Context) -> Finding:
         "It is the derivative of the standardization phase that blocks. (a) What comes back of an upstream gradient "
         f"along 1 and along x̂, in exact arithmetic ({count} of {count} random instances): a stop-gradient at the "
         "mean sets 1 free, one at the deviation x̂; frozen statistics or the affine phase alone block nothing. (b) "
-        f"The same in classifiers of digits, before and after {steps} steps of training, least (where it passes) or "
-        "most (where it is blocked) over layers and batches, mean and range of the seeds. Along the batch at least "
-        f"{mean(_LAYER_BATCH, 0):.0%} and {mean(_LAYER_BATCH, 1):.0%} come back through layer norm, which blocks 1 "
-        "and x̂ among each sample's features instead."
+        f"The same in classifiers of {called(ctx)}, before and after {steps} steps of training, least (where it "
+        "passes) or most (where it is blocked) over layers and batches, mean and range of the seeds. Along the batch "
+        f"at least {mean(_LAYER_BATCH, 0):.0%} and {mean(_LAYER_BATCH, 1):.0%} come back through layer norm, which "
+        "blocks 1 and x̂ among each sample's features instead."
     )
     details = {
         "came back in networks": networks,

@@ -24,7 +24,6 @@ from validation.studies import z3_off_diagonal as z3
 from validation.studies import z4_sample_losses as z4
 from validation.studies import z5_remainder as z5
 from validation.studies import z6_cause as z6
-from validation.studies.blindness import blindness
 from validation.studies.study import Context
 from validation.studies.training import train
 
@@ -240,33 +239,6 @@ def test_pytorch_is_asked_the_same():
 
 
 # ---- the part that is blocked ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("split_by", [refbn.blindness, blindness], ids=["refbn", "studies"])
-@pytest.mark.parametrize("shape", [(9, 4), (5, 2, 3, 2)])
-def test_blindness_is_the_projection(shape, split_by):
-    generator = np.random.default_rng(0)
-    x, dy = generator.standard_normal((2, *shape))
-    fwd = refbn.forward(x + 3, eps=0.0)
-    split = split_by(fwd.saved, dy)
-    rows, wanted = (np.moveaxis(a, 1, 0).reshape(shape[1], -1) for a in (x, dy))
-    for channel, (xs, g) in enumerate(zip(rows, wanted, strict=True)):
-        basis, _ = np.linalg.qr(np.stack([np.ones_like(xs), xs], 1))
-        assert split.fraction[channel] == pytest.approx(((basis.T @ g) ** 2).sum() / (g @ g))
-    assert split.total == pytest.approx((split.blocked**2).sum() / (dy**2).sum())
-    np.testing.assert_allclose(split.blocked + split.passed, dy)
-    np.testing.assert_allclose(refbn.backward(fwd.saved, split.blocked).dx, 0, atol=1e-13)
-    np.testing.assert_allclose(refbn.backward(fwd.saved, split.passed).dx, refbn.backward(fwd.saved, dy).dx, atol=1e-13)
-
-
-@pytest.mark.parametrize("split_by", [refbn.blindness, blindness], ids=["refbn", "studies"])
-def test_a_channel_without_gradient_has_no_fraction(split_by):
-    x = np.random.default_rng(0).standard_normal((6, 2))
-    dy = np.stack([x[:, 0], np.zeros(6)], 1)
-    split = split_by(refbn.forward(x, eps=0.0).saved, dy)
-    assert split.fraction[0] == pytest.approx(1)
-    assert math.isnan(split.fraction[1])
-    assert split.total == pytest.approx(1)
 
 
 def test_isotropic_gradients_have_the_share_of_their_dimensions():

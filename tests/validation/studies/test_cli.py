@@ -39,7 +39,7 @@ def test_a_run_tells_and_writes(small, tmp_path, capsys):
         assert part in told
     written = json.loads((tmp_path / "2020-01-02-E1.json").read_text())
     assert (tmp_path / "2020-01-02-E1.png").read_bytes().startswith(b"\x89PNG")
-    assert written["settings"] == {"seeds": [0, 1, 2], "quick": False, "data": "digits"}
+    assert written["settings"] == {"seeds": [0, 1, 2], "quick": False, "data": None}
     finding = written["finding"]
     assert finding["verdict"] == "confirmed" and finding["numbers"][1]["mean"] == "inf"
     assert finding["details"]["values"] == finding["numbers"][0]["values"]

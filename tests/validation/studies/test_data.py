@@ -17,6 +17,8 @@ def test_digits_are_split_in_a_fixed_way():
     together = np.concatenate([first.train_images, first.test_images]).reshape(-1, 64)
     counts = np.bincount(first.test_labels)
     assert len(together) == 1797 and counts.min() >= 43 and counts.max() <= 46  # 174 to 183 each, a quarter of them
+    values = first.train_images * (first.levels - 1)
+    assert np.array_equal(values, np.round(values)) and len(np.unique(values)) == first.levels == 17
     train, test = first.rows()
     assert abs(train.mean()) < 1e-12 and abs(train.std() - 1) < 1e-12 and test.shape == (450, 64)
 

@@ -68,6 +68,6 @@ def test_a_short_run(monkeypatch):
 
 def test_a_flow_begins_as_the_identity(monkeypatch):
     monkeypatch.setattr(e2, "STEPS", 0)
-    flow = e2._train(Context("E2"), np.zeros((64, 16)), 0, "BN")
+    flow = e2._train(Context("E2"), np.zeros((64, 16)), 17, 0, "BN")
     x = np.random.default_rng(0).standard_normal((3, 16))
     assert np.array_equal(flow.forward(x), x)

@@ -22,7 +22,7 @@ def results(tmp_path_factory):
             "title": "A long title that has to wrap on the screen of a telephone",
             "claim": "Everything is < 1 & so on.",
             "source": "Gauss 1809",
-            "settings": {"seeds": [0, 1], "quick": False, "data": "digits"},
+            "settings": {"seeds": [0, 1], "quick": False, "data": None},
             "versions": {"python": "3", "refbn": "0"},
             "finding": finding.document() | {"verdict": verdict},
         }
