@@ -159,7 +159,7 @@ def run(context: Context) -> Finding:
     mean = {key: float(np.mean(values)) for key, values in dips.items()}
     caption = (
         "(a), (b) Log-likelihood of mixtures αx₁ + (1−α)x₀ of an 8 and a 9 by Real NVP with batch norm, layer norm or "
-        f"no norm in its couplings: means over pairs and seeds, and range of the {len(context.seeds)} seeds. The dip, "
+        "no norm in its couplings: means over pairs and seeds, and ranges over the seeds. The dip, "
         f"from the mean of both ends to the middle, is {mean['LN', 'test']:.2f} nats a pixel with layer norm, "
         f"{mean['BN', 'test']:.2f} with batch norm and {mean['none', 'test']:.2f} without a norm between held-out "
         f"images (a), and {mean['LN', 'train']:.2f}, {mean['BN', 'train']:.2f} and {mean['none', 'train']:.2f} between "
