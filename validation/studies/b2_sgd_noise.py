@@ -6,10 +6,11 @@ b. With C = mean ‖∇ᵢ − ∇‖², the noise of a step at rate α is exact
     E‖α∇ − α∇_B‖² = α² C / b                    batches drawn with replacement,
     E‖α∇ − α∇_B‖² = α² C (N − b) / (b (N − 1))   without.
 
-Both hold for any network and any data; measured is the mean over random batches, whose standard error is known from
-its own variance. Batch norm makes each sample's gradient depend on the rest of the batch, so that C does not exist. Its
-noise is measured beside, and with it how far the mean of ∇_B lies from the gradient of the whole set. (They do not
-quite agree even for large batches: the batch's statistics move samples across the kinks of the ReLU.)
+Both hold for any network and any data. Measured is the mean over random batches; its standard error is exact, too, from
+`scatter`, so that no estimated variance enters the comparison. Batch norm makes each sample's gradient depend on the
+rest of the batch, so that C does not exist. Its noise is measured beside, and with it how far the mean of ∇_B lies from
+the gradient of the whole set. (They do not quite agree even for large batches: the batch's statistics move samples
+across the kinks of the ReLU.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +28,8 @@ from validation.studies.network import Array
 from validation.studies.study import Context, Finding, Measured, Study, Verdict
 
 RATE = 0.1
+MOST = 1500
+"""Samples, for the matrix of all their gradients' products."""
 SIZES = (1, 4, 16, 64, 256, 1024)
 QUICK_SIZES = (1, 4, 64, 1024)
 STATES = ("at initialization", "after training")
@@ -41,11 +45,65 @@ def expected(variance: Number, count: int, size: int, *, replaced: bool) -> Numb
 
 
 @dataclass(frozen=True)
-class Noise:
-    """‖α∇ − α∇_B‖² over batches: mean, standard error, and ‖α∇ − αE∇_B‖², which is 0 without batch norm."""
+class Population:
+    """What sampling from centred vectors ξᵢ = ∇ᵢ − ∇ depends on.
 
+    Attributes
+    ----------
+    count : int
+    squares, fourths : number
+        Σ ‖ξᵢ‖² and Σ ‖ξᵢ‖⁴.
+    overlaps : number
+        Σᵢⱼ ⟨ξᵢ, ξⱼ⟩².
+    """
+
+    count: int
+    squares: Any
+    fourths: Any
+    overlaps: Any
+
+    @property
+    def variance(self) -> Any:
+        """C."""
+        return self.squares / self.count
+
+
+def population(own: Array) -> Population:
+    """Return the population of the rows, which are centred."""
+    gram = own @ own.T
+    squares = np.diag(gram)
+    return Population(len(own), float(squares.sum()), float(np.sum(squares**2)), float(np.sum(gram**2)))
+
+
+def scatter(found: Population, size: int, *, replaced: bool) -> Any:
+    """Return the variance of ‖∇ − ∇_B‖² over batches.
+
+    It is E Q² − (E Q)² over b⁴, with Q = ‖Σ ξᵢ‖² = Σᵢⱼ ⟨ξᵢ, ξⱼ⟩ over the batch. Q² is a sum over four indices. Drawn
+    independently, terms in which an index stands alone vanish in the mean, as ξ is centred. Drawn without replacement,
+    r different indices are all in the batch with probability b(b−1)⋯(b−r+1) / N(N−1)⋯(N−r+1); the sums over indices
+    that differ follow from Σⱼ⟨ξᵢ, ξⱼ⟩ = 0.
+    """
+    n, b = found.count, size
+    pairs = found.squares**2 + 2 * found.overlaps
+    if replaced:
+        square = b * found.fourths / n + b * (b - 1) * pairs / n**2
+    else:
+        square, together = 0, Fraction(b, n)
+        sums = (found.fourths, pairs - 7 * found.fourths, 12 * found.fourths - 2 * pairs, pairs - 6 * found.fourths)
+        for r, term in enumerate(sums, 1):
+            square += together * term
+            if b == r:
+                break
+            together *= Fraction(b - r, n - r)
+    return square / b**4 - expected(found.variance, n, b, replaced=replaced) ** 2
+
+
+@dataclass(frozen=True)
+class Noise:
+    """‖α∇ − α∇_B‖² over batches: how many, the mean, and ‖α∇ − αE∇_B‖², which is 0 without batch norm."""
+
+    batches: int
     mean: float
-    error: float
     bias: float
 
 
@@ -57,9 +115,8 @@ def measure(gradient: Callable[[Array], Array], whole: Array, draw: Callable[[],
         squares.append(float(difference @ difference))
         total += difference
     mean = math.fsum(squares) / repeats
-    error = float(np.std(squares, ddof=1)) / math.sqrt(repeats)
     middle = total / repeats
-    return Noise(mean, error, float(middle @ middle) - mean / repeats)  # less what chance alone leaves
+    return Noise(repeats, mean, float(middle @ middle) - mean / repeats)  # less what chance alone leaves
 
 
 def judge(deviations: list[float]) -> tuple[Verdict, str]:
@@ -79,10 +136,11 @@ def run(context: Context) -> Finding:
     repeats, sizes = (50, QUICK_SIZES) if context.quick else (200, SIZES)
     found: dict[tuple[str, str, bool, int], list[Noise]] = {}
     ratios: dict[tuple[str, bool, int], list[float]] = {}
+    errors: dict[tuple[str, bool, int], list[float]] = {}
     variances: dict[str, list[float]] = {state: [] for state in STATES}
     deviations: dict[int, list[float]] = {size: [] for size in sizes}
     x, labels = understanding.samples(context)
-    x = x.reshape(len(x), -1)
+    x, labels = x[:MOST].reshape(min(len(x), MOST), -1), labels[:MOST]
     count = len(x)
     sizes = tuple(size for size in sizes if size < count)
 
@@ -108,9 +166,8 @@ def run(context: Context) -> Finding:
                     understanding.descend(made, x, labels, order, rate=RATE, steps=60)
                 whole = gradient(np.arange(count))
                 if kind == "none":
-                    own = [gradient(np.array([index])) - whole for index in range(count)]
-                    variance = RATE**2 * math.fsum(float(one @ one) for one in own) / count
-                    variances[state].append(variance)
+                    every = population(np.array([RATE * (gradient(np.array([i])) - whole) for i in range(count)]))
+                    variances[state].append(every.variance)
                 for replaced in (True, False):
                     if kind == "BN" and replaced:
                         continue
@@ -127,15 +184,17 @@ def run(context: Context) -> Finding:
                         noise = measure(gradient, whole, draw, repeats * max(1, 16 // size))
                         found.setdefault((kind, state, replaced, size), []).append(noise)
                         if kind == "none":
-                            due = expected(variance, count, size, replaced=replaced)
+                            due = expected(every.variance, count, size, replaced=replaced)
+                            error = math.sqrt(scatter(every, size, replaced=replaced) / noise.batches)
                             ratios.setdefault((state, replaced, size), []).append(noise.mean / due)
-                            deviations[size].append((noise.mean - due) / noise.error)
+                            errors.setdefault((state, replaced, size), []).append(error / due)
+                            deviations[size].append((noise.mean - due) / error)
 
-    every = [z for row in deviations.values() for z in row]
-    verdict, because = judge(every)
+    compared = [z for row in deviations.values() for z in row]
+    verdict, because = judge(compared)
     numbers = [Measured(f"α²C {state}, no normalization, α = {RATE}", tuple(variances[state])) for state in STATES]
     for (state, replaced, size), values in ratios.items():
-        error = np.mean([noise.error / noise.mean for noise in found["none", state, replaced, size]])
+        error = np.mean(errors[state, replaced, size])
         how = "with" if replaced else "without"
         label = f"noise over formula, b = {size}, {how} replacement, {state}"
         numbers.append(Measured(label, tuple(values), expected=f"1 ± {error:.2g} a seed"))
@@ -151,9 +210,9 @@ def run(context: Context) -> Finding:
         f"Noise E‖α∇ − α∇_B‖² of a gradient step over the batch's size b, of {count} samples ({len(context.seeds)} "
         f"networks, {repeats} batches each and more of small ones, α = {RATE}). (a) At initialization and (b) after "
         "training, without normalization it is α²C/b with replacement and α²C(N−b)/(b(N−1)) without (lines): (c) all "
-        f"{len(every)} ratios lie within {max(map(abs, every)):.1f} standard errors of 1 (a dot for each network, "
-        "state and way of drawing; dotted: what chance allows). With batch norm there is no C; its noise falls with b "
-        f"as well, but the mean of ∇_B is not ∇: at b = {small} that makes "
+        f"{len(compared)} ratios lie within {max(map(abs, compared)):.1f} standard errors of 1 (a dot for each "
+        "network, state and way of drawing; dotted: what chance allows). With batch norm there is no C; its noise "
+        f"falls with b as well, but the mean of ∇_B is not ∇: at b = {small} that makes "
         f"{100 * np.mean(bias[STATES[0], small]):.1f} % of ‖∇ − ∇_B‖² at initialization and "
         f"{100 * np.mean(bias[STATES[1], small]):.1f} % after training."
     )
@@ -167,7 +226,6 @@ def run(context: Context) -> Finding:
                 "replaced": replaced,
                 "size": size,
                 "mean": [row.mean for row in rows],
-                "standard_error": [row.error for row in rows],
                 "bias": [row.bias for row in rows],
             }
             for (kind, state, replaced, size), rows in found.items()

@@ -115,7 +115,7 @@ def run(context: Context) -> Finding:
         f"and {told('dense', 'He', 'BN')}-fold with batch norm with He's weights; with Xavier's smaller ones "
         f"{told('dense', 'Xavier', 'none')} and {told('dense', 'Xavier', 'BN')}; over {depths['convolutional']} layers "
         f"with convolutions {told('convolutional', 'He', 'none')} and {told('convolutional', 'He', 'BN')} (He). "
-        "Straight lines are exponential growth; with batch norm the lines bend: each block adds a constant, whatever "
+        "Straight lines are exponential growth, bent ones growth like a power: each block adds a constant, whatever "
         "the weights."
     )
     details = {

@@ -291,6 +291,23 @@ class TestNoise:
         assert isinstance(due, Fraction)
         assert sum(distances) / len(distances) == due
 
+        centred = [tuple(x - y for x, y in zip(one, whole, strict=True)) for one in self.GRADIENTS]
+        squares = [self._distance(one, whole) for one in self.GRADIENTS]
+        overlaps = sum(sum(x * y for x, y in zip(one, other, strict=True)) ** 2 for one in centred for other in centred)
+        found = noise.Population(count, sum(squares), sum(square**2 for square in squares), overlaps)
+        assert found.variance == variance
+        scatter = noise.scatter(found, size, replaced=replaced)
+        assert isinstance(scatter, Fraction)
+        assert sum(distance**2 for distance in distances) / len(distances) - due**2 == scatter
+
+    def test_the_population_of_vectors(self):
+        own = np.array(self.GRADIENTS, dtype=float)
+        own -= own.mean(axis=0)
+        found = noise.population(own)
+        assert found.variance == pytest.approx(np.mean(np.sum(own**2, axis=1)))
+        assert found.fourths == pytest.approx(np.sum(np.sum(own**2, axis=1) ** 2))
+        assert found.overlaps == pytest.approx(sum((one @ other) ** 2 for one in own for other in own))
+
     def test_measured_on_vectors(self):
         vectors = np.array(self.GRADIENTS, dtype=float)
         whole = vectors.mean(axis=0)
@@ -298,10 +315,11 @@ class TestNoise:
         found = noise.measure(
             lambda chosen: vectors[chosen].mean(axis=0), whole, lambda: generator.choice(5, 2, replace=False), 2000
         )
-        variance = noise.RATE**2 * np.mean(np.sum((vectors - whole) ** 2, axis=1))
-        due = noise.expected(variance, 5, 2, replaced=False)
-        assert abs(found.mean - due) <= understanding.allowed(1) * found.error
-        assert found.error < 0.05 * due
+        exact = noise.population(noise.RATE * (vectors - whole))
+        due = noise.expected(exact.variance, 5, 2, replaced=False)
+        error = math.sqrt(noise.scatter(exact, 2, replaced=False) / found.batches)
+        assert abs(found.mean - due) <= understanding.allowed(1) * error
+        assert error < 0.05 * due
         assert abs(found.bias) < 0.01 * due
 
     def test_a_bias_is_seen(self):
