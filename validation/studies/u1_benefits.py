@@ -179,8 +179,8 @@ def run(ctx: Context) -> Finding:
         f"without. (b) It is reached at the end from learning rates over {mean['BN'][1]:.1f} decades with and "
         f"{mean['none'][1]:.1f} without, (c) from initial weights over {mean['BN'][2]:.1f} and {mean['none'][2]:.1f} "
         f"decades. (d) With {images[0]} to {images[-1]} images to learn from, the accuracy is {mean['BN'][3]:.1%} and "
-        f"{mean['none'][3]:.1%} on average; with {images[0]}, {few['BN']:.1%} and {few['none']:.1%}. Bands and bars: "
-        f"one standard deviation over {count} seeds."
+        f"{mean['none'][3]:.1%} on average; with {images[0]}, {few['BN']:.1%} and {few['none']:.1%}. 0 is "
+        f"divergence. Bands and bars: one standard deviation over {count} seeds."
     )
     sweeps = {"learning rates": by_rate, "initial weights": by_scale, "images": by_images}
     details = {

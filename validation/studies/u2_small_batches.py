@@ -190,10 +190,11 @@ def run(ctx: Context) -> Finding:
         f"{means['BRN'][small]:.0%} and {means['BRN'][large]:.0%}, group norm {means['GN'][small]:.0%} and "
         f"{means['GN'][large]:.0%}, layer norm {means['LN'][small]:.0%} and {means['LN'][large]:.0%}. (b) The reason: "
         f"the backward operator of batch norm and its renormalization has exactly rank m − 2 at ε = 0, so at m = 2 "
-        f"they block the whole gradient (measured {shares['BN'][small]:.1%} and {shares['BRN'][small]:.1%}), and what "
-        f"layers below them learn is nothing; layer and group norm block {shares['LN'][small]:.0%} and "
-        f"{shares['GN'][small]:.0%} at any batch size (m = {small} … {large}). Bands and bars: one standard deviation "
-        f"over {len(ctx.seeds)} seeds."
+        f"they block all of the gradient but what ε lets through (measured: {shares['BN'][small]:.1%} and "
+        f"{shares['BRN'][small]:.1%} blocked), and the layers below learn next to nothing; layer and group norm block "
+        f"{shares['LN'][small]:.0%} and {shares['GN'][small]:.0%} at m = {small}, {shares['LN'][large]:.0%} and "
+        f"{shares['GN'][large]:.0%} at m = {large}. Bars: one standard deviation over "
+        f"{len(ctx.seeds)} seeds."
     )
     details = {"sizes": sizes, "epochs": epochs, "accuracies": accuracies, "blocked": blocked}
     return Finding(decided, because, tuple(numbers), _draw(sizes, accuracies, blocked), caption, details)

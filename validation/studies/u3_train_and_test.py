@@ -128,9 +128,14 @@ def learn(ctx: Context, seed: int, m: int, epochs: int, repeats: int) -> Trained
     return Trained(tuple(map(Ratio, means.tolist(), errors.tolist())), change, with_batch, with_running)
 
 
+def first_deviations(found: Mapping[int, Sequence[Trained]]) -> list[float]:
+    """Return how far the means in the first norm are from 1 − 1/m, in standard errors."""
+    return [(one.ratios[0].mean - (1 - 1 / m)) / one.ratios[0].error for m, row in found.items() for one in row]
+
+
 def judge(exactly: Sequence[bool], found: Mapping[int, Sequence[Trained]]) -> tuple[Verdict, str]:
     """Judge by the criterion above."""
-    deviations = [(one.ratios[0].mean - (1 - 1 / m)) / one.ratios[0].error for m, row in found.items() for one in row]
+    deviations = first_deviations(found)
     largest, limit = max(map(abs, deviations)), understanding.allowed(len(deviations))
     discrepancies = [float(np.mean([one.discrepancy for one in found[m]])) for m in sorted(found)]
     small = min(found)
@@ -191,13 +196,14 @@ def run(ctx: Context) -> Finding:
     second = {m: float(np.mean([one.ratios[1].mean for one in found[m]])) for m in sizes}
     caption = (
         "Batch norm computes another function in training than afterwards. (a) The variance of a batch of m is on "
-        f"average (1 − 1/m)σ² (line; exact by enumeration): measured in a trained network's first norm within the "
-        f"standard error; in the second, whose inputs depend on the batch themselves, {second[small]:.2f} times the "
-        f"variance with running statistics at m = {small}. (b) Outputs for the same images differ between the modes by "
-        f"{mean[small]['discrepancy']:.0%} of their spread at m = {small} and by {mean[large]['discrepancy']:.0%} at "
-        f"m = {large}. (c) Accuracy on held-out images at m = {small}: {mean[small]['with_batch']:.0%} with batch, "
-        f"{mean[small]['with_running']:.0%} with running statistics; at m = {large}: {mean[large]['with_batch']:.1%} "
-        f"and {mean[large]['with_running']:.1%}. Bars: one standard deviation over {len(ctx.seeds)} seeds."
+        f"average (1 − 1/m)σ² (line; exact by enumeration): measured in a trained network's first norm within "
+        f"{max(map(abs, first_deviations(found))):.1f} standard errors; in the second, whose inputs depend on the "
+        f"batch themselves, {second[small]:.2f} times the variance with running statistics at m = {small}. (b) Outputs "
+        f"for the same images differ between the modes by {mean[small]['discrepancy']:.0%} of their spread at m = "
+        f"{small} and by {mean[large]['discrepancy']:.0%} at m = {large}. (c) Accuracy on held-out images at m = "
+        f"{small}: {mean[small]['with_batch']:.0%} with batch, {mean[small]['with_running']:.0%} with running "
+        f"statistics; at m = {large}: {mean[large]['with_batch']:.1%} and {mean[large]['with_running']:.1%}. Bars: one "
+        f"standard deviation over {len(ctx.seeds)} seeds."
     )
     details = {
         "sizes": sizes,

@@ -35,8 +35,8 @@ KINDS = ("none", "BN", *ALTERNATIVES)
 CHANNELS, HIDDEN, GROUPS = (8, 16), 64, 4
 USUAL, SMALL = 16, 2
 """Images in a batch."""
-RATE = 0.8 / 64
-"""Learning rate, for each image of a batch."""
+RATE = 0.4 / 64
+"""Learning rate, for each image of a batch; at twice that weight standardization diverges with batches of 16."""
 NEAR = 0.9
 """Convergence is to this part of the best accuracy."""
 COLUMNS = ("accuracy", "convergence", "small batches", "blocked", "online", "two modes")
@@ -185,7 +185,7 @@ UNITS = {
 
 def run(ctx: Context) -> Finding:
     """Measure and judge."""
-    images, online = (320, 100) if ctx.quick else (2000, 800)
+    images, online = (320, 100) if ctx.quick else (2000, 600)
     tasks = [(kind, seed) for kind in KINDS for seed in ctx.seeds]
     found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
     for kind, seed in ctx.progress(tasks, "training"):
@@ -200,18 +200,19 @@ def run(ctx: Context) -> Finding:
     )
     mean = {column: {kind: float(np.mean(row)) for kind, row in by.items()} for column, by in values.items()}
     small, once, blocked, modes = (mean[name] for name in ("small batches", "online", "blocked", "two modes"))
+    own = ("LN", "GN", "IN", "WS")  # no statistics of a batch
     caption = (
         f"A convolutional network with a dense hidden layer learns digits from {images} images. (a, b) All norms reach "
         f"{min(mean['accuracy'].values()):.0f} to {max(mean['accuracy'].values()):.0f} % with batches of {USUAL} (b: "
         f"images until {target:.0%}). (c) With batches of 2 batch norm loses {small['BN']:.0f} points, its "
-        f"renormalization {small['BRN']:.0f}, the others {max(small[kind] for kind in ('LN', 'GN', 'IN', 'WS')):.0f} "
+        f"renormalization {small['BRN']:.0f}, the others {max(small[kind] for kind in own):.0f} "
         f"at most: (d) of the gradient at some layer both block {blocked['BN']:.0f} and {blocked['BRN']:.0f} %, layer "
         f"norm {blocked['LN']:.1f} %, weight standardization (of its weights' gradients) {blocked['WS']:.1f} %. (e) "
         f"Learning from {online} images one at a time, batch norm reaches {once['BN']:.0f} %, its renormalization "
-        f"{once['BRN']:.0f} %, the others {min(once[kind] for kind in ('LN', 'GN', 'IN', 'WS')):.0f} % and more. (f) "
+        f"{once['BRN']:.0f} %, the others {min(once[kind] for kind in own):.0f} % and more. (f) "
         f"Between training and testing the outputs of batch norm change by {modes['BN']:.0f} % of their spread, those "
-        f"of its renormalization by {modes['BRN']:.0f} %, the others' not at all. Bars: one standard deviation over "
-        f"{len(ctx.seeds)} seeds."
+        f"of its renormalization by {modes['BRN']:.0f} %, the others' by {max(modes[kind] for kind in own):.0g} %. "
+        f"Bars: one standard deviation over {len(ctx.seeds)} seeds."
     )
     details = {
         "images": images,
