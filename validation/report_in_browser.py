@@ -1,6 +1,7 @@
-"""Look at an audit's HTML page in a real browser: ``python -m validation.report_in_browser PAGE [--shots FOLDER]``.
+"""Look at a report's HTML page in a real browser: ``python -m validation.report_in_browser PAGE [--shots FOLDER]``.
 
-Headless Chromium (Debian's package ``chromium``) lays the page out at 1280 and 360 pixels, light and dark. It is asked
+The page is that of an audit, or of the studies. Headless Chromium (Debian's package ``chromium``) lays it out at 1280
+and 360 pixels, light and dark. It is asked
 
 * whether the page is wider than the window, and which elements stick out of it (tables and scripts may scroll in boxes
   of their own),
@@ -197,7 +198,7 @@ def _browse(folder: Path, scheme: str, arguments: Sequence[str]) -> subprocess.C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Look at an audit's HTML page in headless Chromium.")
+    parser = argparse.ArgumentParser(description="Look at a report's HTML page in headless Chromium.")
     parser.add_argument("page", type=Path)
     parser.add_argument("--shots", type=Path, metavar="FOLDER", help="write pictures there")
     options = parser.parse_args(argv)
