@@ -39,7 +39,6 @@ RATE = 0.4 / 64
 """Learning rate, for each image of a batch; at twice that weight standardization diverges with batches of 16."""
 NEAR = 0.9
 """Convergence is to this part of the best accuracy."""
-COLUMNS = ("accuracy", "convergence", "small batches", "blocked", "online", "two modes")
 
 
 class Row(NamedTuple):
