@@ -112,7 +112,9 @@ def learn(ctx: Context, seed: int, kind: str, images: int, online: int) -> Row:
         training.train(net, given, ctx.generator(seed, "batches", m), m=m, steps=steps, rate=RATE * m, watch=watch)
         trained[m] = net
     accuracies = {m: given.accuracy(net) for m, net in trained.items()}
-    modes, _ = training.discrepancy(trained[SMALL], given, ctx.generator(seed, "modes"), SMALL, 100)
+    modes, _ = training.discrepancy(
+        trained[SMALL], given, ctx.generator(seed, "modes"), SMALL, 30 if ctx.quick else 100
+    )
     blocked, whole = np.sum(parts, axis=0).T if parts else (np.array([np.nan]), 1.0)
     return Row(accuracies[USUAL], accuracies[SMALL], accuracies[1], curve, float(np.max(blocked / whole)), modes)
 
