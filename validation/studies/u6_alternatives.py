@@ -39,7 +39,6 @@ RATE = 0.4 / 64
 """Learning rate, for each image of a batch; at twice that weight standardization diverges with batches of 16."""
 NEAR = 0.9
 """Convergence is to this part of the best accuracy."""
-COLUMNS = ("accuracy", "convergence", "small batches", "blocked", "online", "two modes")
 
 
 class Row(NamedTuple):
@@ -113,7 +112,9 @@ def learn(ctx: Context, seed: int, kind: str, images: int, online: int) -> Row:
         training.train(net, given, ctx.generator(seed, "batches", m), m=m, steps=steps, rate=RATE * m, watch=watch)
         trained[m] = net
     accuracies = {m: given.accuracy(net) for m, net in trained.items()}
-    modes, _ = training.discrepancy(trained[SMALL], given, ctx.generator(seed, "modes"), SMALL, 100)
+    modes, _ = training.discrepancy(
+        trained[SMALL], given, ctx.generator(seed, "modes"), SMALL, 30 if ctx.quick else 100
+    )
     blocked, whole = np.sum(parts, axis=0).T if parts else (np.array([np.nan]), 1.0)
     return Row(accuracies[USUAL], accuracies[SMALL], accuracies[1], curve, float(np.max(blocked / whole)), modes)
 
