@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-import refbn
 from validation.studies import data, network
 from validation.studies.study import Context
-from validation.studies.training import Task
+from validation.studies.training import Task, blocked_shares
 
-__all__ = ["blocked_share", "called", "draw", "gradient", "images", "norms"]
+__all__ = ["blocked_share", "called", "draw", "gradient", "images"]
 
 Array = network.Array
 
@@ -40,18 +37,12 @@ def gradient(net: network.Layer, x: Array, labels: Array) -> None:
     net.backward(dlogits)
 
 
-def norms(net: network.Layer) -> list[Any]:
-    """Return the layers that normalize."""
-    return [layer for layer in net.layers() if hasattr(layer, "saved")]
-
-
 def blocked_share(net: network.Layer, given: Task, generator: np.random.Generator, m: int, batches: int) -> float:
     """Return the blocked share of the gradients' squared length over all norms of a network and some batches of m."""
     blocked = whole = 0.0
     for _ in range(batches):
         gradient(net, *draw(given, generator, m))
-        for layer in norms(net):
-            split = refbn.blindness(layer.saved, layer.dy)
-            blocked += float((split.blocked**2).sum())
-            whole += float(((split.blocked + split.passed) ** 2).sum())
+        for blocked_here, whole_here in blocked_shares(net):
+            blocked += float(blocked_here)
+            whole += float(whole_here)
     return blocked / whole
