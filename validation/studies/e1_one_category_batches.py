@@ -110,7 +110,7 @@ def judge(test: dict[tuple[str, str], float], blocked: float, chance: float) -> 
         return "not confirmed", f"{numbers}; {controls}."
     if learns["forward", ONE] and not learns["backward", ONE]:
         return "confirmed", f"{numbers}. The blocked gradient is the cause: {controls}."
-    return "partly", f"{numbers}. But the blocked gradient alone is not the cause: {controls}."
+    return "partly", f"{numbers}. But the blocked gradient is not the only cause: {controls}."
 
 
 def run(context: Context) -> Finding:
@@ -250,7 +250,7 @@ def _figure(
         right.plot(steps, curves.mean(axis=0), **line)
         right.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=line["color"], alpha=0.15, lw=0)
     right.set(ylim=(0, 1), xlabel="step of training", ylabel="blocked part of gradient")
-    right.legend(loc="center", fontsize=8)
+    right.legend(loc="center left", bbox_to_anchor=(0.02, 0.4), fontsize=8)
     return figure
 
 

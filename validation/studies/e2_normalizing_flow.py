@@ -99,7 +99,7 @@ def judge(prior: list[_Prior], dips: dict[str, tuple[float, ...]]) -> tuple[Verd
     if not (_positive(dip["LN"]) and _positive(apart)):
         return "partly", f"{told}. Not shown for mixtures: {mixtures}."
     if not _positive(dip["none"]):
-        return "partly", f"{told}; {mixtures}: layer norm makes the difference, but batch norm is not the cause."
+        return "partly", f"{told}; {mixtures}, so that batch norm is not the only cause."
     return "confirmed", f"{told}; {mixtures}."
 
 
