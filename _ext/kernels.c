@@ -1084,6 +1084,51 @@ static void refbn_gather_squares(const refbn_job *job, const refbn_unit *unit, c
     refbn_exact_squares_end(group);
 }
 
+/* Where frozen statistics leave an element zero at sight: a product with one factor 0 (so no enclosure of finite
+ * width decides it, as tiny products may underflow), or x = mean without a shift. Zeros are what activations
+ * send back, half of all numbers, and integers would cost them a thousand times as much. */
+enum { REFBN_NEVER, REFBN_IF_G, REFBN_IF_U, REFBN_IF_MEAN };
+
+static int refbn_zero_at_sight(int pass, int which, const refbn_exact_parameters *is)
+{
+    const double all[] = {is->gamma, is->beta, is->mean, is->var,
+                          is->gamma_dot, is->beta_dot, is->mean_dot, is->var_dot};
+    for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+        if (!(all[k] - all[k] == 0.0))
+            return REFBN_NEVER;
+    const int moves = is->gamma_dot != 0.0 || is->beta_dot != 0.0 || is->mean_dot != 0.0 || is->var_dot != 0.0;
+    switch (pass) {
+    case REFBN_INFERENCE: return is->beta == 0.0 ? REFBN_IF_MEAN : REFBN_NEVER;
+    case REFBN_INFERENCE_JVP: return moves ? REFBN_NEVER : REFBN_IF_U;
+    case REFBN_INFERENCE_BACKWARD:
+    case REFBN_INFERENCE_HVP: return REFBN_IF_G; /* (I4) */
+    case REFBN_INFERENCE_DOUBLE_BACKWARD:
+        return which == REFBN_TO_DX ? REFBN_IF_G : moves ? REFBN_NEVER : REFBN_IF_U;
+    default: return REFBN_NEVER;
+    }
+}
+
+/* Take the zeros out of a list of elements, and write them. */
+static int refbn_put_zeros(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+                           const refbn_tensor *output, int zero_if, double mean, const double *x,
+                           const double *g, const double *u, uint16_t *index, int n)
+{
+    static const uint64_t code[REFBN_BLOCK];
+    uint16_t zeros[REFBN_BLOCK];
+    int found = 0, left = 0;
+    for (int k = 0; k < n; k++) {
+        const uint16_t at = index[k];
+        const int is_zero = zero_if == REFBN_IF_G   ? g[at] == 0.0
+                            : zero_if == REFBN_IF_U ? u[at] == 0.0 && x[at] - x[at] == 0.0
+                                                    : x[at] == mean;
+        zeros[found] = index[left] = at;
+        found += is_zero;
+        left += !is_zero;
+    }
+    refbn_put_codes(call, unit, tile, output, zeros, found, code);
+    return left;
+}
+
 /* One group, by elements. `s` is the solution of the last rung, or of none: then nothing is decided yet. Sums
  * and vector results are the first member's work, elements everybody's. */
 static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_traits *is,
@@ -1150,6 +1195,10 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
             } else
                 for (; n < tile.count; n++)
                     left[n] = (uint16_t)n;
+            const int zero_if = s->eps + parameters.var > 0.0 ? refbn_zero_at_sight(job->pass, which, &parameters)
+                                                              : REFBN_NEVER;
+            if (zero_if)
+                n = refbn_put_zeros(call, unit, tile, output, zero_if, parameters.mean, x, g, u, left, n);
             refbn_exact_elements(&group, form, x, g, u, left, n, output->format, code);
             refbn_put_codes(call, unit, tile, output, left, n, code);
             if (!squares && refbn_exact_suggests_zero(&group, form)) {

@@ -412,6 +412,29 @@ def test_more_axes_than_numpy_has_are_not_needed():
     assert_same_bits({key: v.reshape(expected[key].shape) for key, v in found.items()}, expected)
 
 
+@pytest.mark.parametrize("layout", ["groups first", "groups last", "sliced"])
+@pytest.mark.parametrize("still", [True, False], ids=["x moves alone", "all move"])
+def test_zeros_of_frozen_statistics_are_zero_at_sight(still, layout):
+    """Half of dy, ddx, x_dot and x − mean are 0, as behind an activation; some x and parameters are no numbers."""
+    rng = np.random.default_rng(26)
+    problem = make_problem(26, (9, 40), UNIFORM[3])
+    for name in ("dy", "ddx", "x_dot"):
+        problem[name][rng.random((9, 40)) < 0.5] = 0.0
+    problem["mean"][:4] = 0.0
+    problem["x"][:4][rng.random((4, 40)) < 0.5] = 0.0
+    problem["beta"][::2] = 0.0
+    problem["x"][1, ::7], problem["x"][6, 3] = np.nan, np.inf
+    problem["gamma"][2], problem["var"][3], problem["gamma"][5], problem["mean"][7] = np.nan, np.nan, np.inf, np.nan
+    if still:
+        for name in ("mean", "var", "gamma", "beta"):
+            problem[f"{name}_dot"][...] = problem[f"dd{name}"][...] = 0.0
+    problem["var_dot"][8] = np.nan
+    with native.counting() as counts:
+        found = run(native, problem, FROZEN, layout=layout)
+    assert counts[0, 3] > 100  # the last rung was reached
+    assert_same_bits(found, run(backends.load("exact"), problem, FROZEN))
+
+
 # ---- inputs that once broke a bound --------------------------------------------------------------------------------
 
 
