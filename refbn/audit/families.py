@@ -366,7 +366,8 @@ def _norms(depth: Depth) -> Iterator[Case]:
             "norms", (op.name for op in TRAINING), [(dtype, shape, {**f, "norm": norm}) for dtype, f in derivatives]
         )
         for turn, (dtype, fields) in enumerate(first):
-            for operation in _FIRST if full else _FIRST[turn % 3 :][:1]:
+            again = ("rev",) if dtype in _HALVES else ()  # a gradient that can be differentiated again
+            for operation in (*_FIRST, *again) if full else _FIRST[turn % 3 :][:1]:
                 yield Case("norms", operation, dtype, shape, **fields, norm=norm)
     few: list[Row] = [
         ("f32", (3, 1), {"norm": "layer"}),

@@ -5,9 +5,11 @@ the running buffers, which PyTorch treats as constants; running statistics: ``to
 
 Other norms: ``torch.nn.functional.layer_norm``, ``group_norm`` and ``instance_norm``.
 
-Compositions are nested literally. Where only reverse mode occurs, `torch.autograd.grad` with ``create_graph=True`` is
-nested; as soon as forward mode takes part, `torch.func.grad` and `torch.func.jvp` are. The loss runs in
-binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's dtype on its way back.
+A single gradient (vjp) is that of training, without ``create_graph``: some operators have another formula where it is
+to be differentiated again. Compositions, ``rev`` among them, are nested literally. Where only reverse mode occurs,
+`torch.autograd.grad` with ``create_graph=True`` is nested; as soon as forward mode takes part, `torch.func.grad` and
+`torch.func.jvp` are. The loss runs in binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's
+dtype on its way back.
 """
 
 from __future__ import annotations
@@ -84,7 +86,11 @@ class Torch:
                 lines.append(f"_, mean, invstd = torch.{_OPERATORS[kind].format(groups=groups)}")
                 lines.append(f'answer |= {{"mean": mean{_FLAT[kind]}, "invstd": invstd{_FLAT[kind]}}}')
         elif operation.startswith("vjp"):
-            lines.append("gradients = torch.func.vjp(bn, x, gamma, beta)[1](dy)")
+            if self.functional:
+                lines.append("gradients = torch.func.vjp(bn, x, gamma, beta)[1](dy)")
+            else:
+                lines.append("point = [tensor.requires_grad_() for tensor in (x, gamma, beta)]")
+                lines.append("gradients = torch.autograd.grad(bn(*point), point, dy, materialize_grads=True)")
             lines.append('answer = dict(zip(("dx", "dgamma", "dbeta"), gradients))')
         elif operation.startswith("jvp"):
             lines.append("direction = (x_dot, gamma_dot, beta_dot)")
@@ -153,7 +159,7 @@ class Torch:
             def scalar_product(*p: Tensor) -> Tensor:
                 return _inner((function(*p),), (dy,))
 
-            reverse = _reverse_functional if self.functional else _reverse
+            reverse = _reverse_functional if self.functional else _reverse_once
             return _gradients(self.evaluate(reverse(scalar_product), point if self.functional else _leaves(point)))
         if operation.startswith("jvp"):
             return {"y_dot": _array(self.evaluate(_forward_mode(function, direction), point))}
@@ -331,6 +337,13 @@ def _reverse(function: Function) -> Function:
         return tuple(torch.autograd.grad(value, point, create_graph=True, materialize_grads=True))
 
     return gradient
+
+
+def _reverse_once(function: Function) -> Function:
+    """Return the gradient as training takes it, which cannot be differentiated again."""
+    import torch
+
+    return lambda *point: tuple(torch.autograd.grad(function(*point), point, materialize_grads=True))
 
 
 def _reverse_functional(function: Function) -> Function:
