@@ -51,7 +51,7 @@ _SHORT_FAMILIES = dict(
         strict=True,
     )
 )
-_WIDE = 110
+_WIDE = 122
 _KEY = "ok: accurate · dial.: dialect · NONF: nonfinite · RAISE: raises · –: unsupported"
 
 
