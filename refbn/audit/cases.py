@@ -51,10 +51,10 @@ import numpy.typing as npt
 
 from refbn._errors import DomainError
 from refbn._formats import FORMATS, Format, round_to
-from refbn._geometry import Geometry
-from refbn.audit.adapters._protocol import OPERATIONS, STATE, Inputs, Operation, geometry_of, kind_and_groups
+from refbn._geometry import Geometry, batch_norm, group_norm, instance_norm, layer_norm
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Inputs, Operation, kind_and_groups
 
-__all__ = ["CHECKS", "DATA", "FAMILIES", "LAYOUTS", "Case", "make_inputs", "parse"]
+__all__ = ["CHECKS", "DATA", "FAMILIES", "LAYOUTS", "Case", "geometry_of", "make_inputs", "parse"]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -191,6 +191,16 @@ class Case:
     def count(self) -> int:
         """m: the number of elements that a set of statistics runs over, a channel's in batch norm."""
         return self.geometry.count * (self.repeat if self.norm == "batch" else 1)
+
+
+def geometry_of(norm: str, shape: tuple[int, ...]) -> Geometry:
+    """Return how a norm splits a tensor's axes."""
+    kind, groups = kind_and_groups(norm)
+    if kind == "layer":
+        return layer_norm(shape, tuple(range(1, len(shape))))
+    if kind == "group":
+        return group_norm(shape, 1, groups)
+    return (instance_norm if kind == "instance" else batch_norm)(shape, 1)
 
 
 def _show(value: object) -> str:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from refbn._geometry import Geometry, batch_norm, group_norm, instance_norm, layer_norm
 from refbn.dialects import Dialect
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Inputs",
     "Operation",
     "Unsupported",
-    "geometry_of",
     "installed",
     "kind_and_groups",
     "norms_of",
@@ -192,16 +190,6 @@ def kind_and_groups(norm: str) -> tuple[str, int]:
     """Return a norm's kind, as adapters declare it, and the number of groups: ``("group", 2)`` for ``group2``."""
     kind = norm.rstrip("0123456789")
     return kind, int(norm[len(kind) :] or 1)
-
-
-def geometry_of(norm: str, shape: tuple[int, ...]) -> Geometry:
-    """Return how a norm splits a tensor's axes."""
-    kind, groups = kind_and_groups(norm)
-    if kind == "layer":
-        return layer_norm(shape, tuple(range(1, len(shape))))
-    if kind == "group":
-        return group_norm(shape, 1, groups)
-    return (instance_norm if kind == "instance" else batch_norm)(shape, 1)
 
 
 def norms_of(adapter: Any) -> frozenset[str]:

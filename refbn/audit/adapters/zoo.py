@@ -31,7 +31,8 @@ import refbn
 from refbn._formats import FORMATS, load, round_to
 from refbn._geometry import Geometry
 from refbn.audit.adapters._composed import answer, script
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported, geometry_of
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.cases import geometry_of
 from refbn.dialects import DIALECTS
 
 __all__ = ["ZOO", "Control"]
