@@ -134,6 +134,16 @@ class Geometry:
         """Return a canonical view as ``(G, m)``, with a copy where it must be."""
         return canonical.reshape(self.groups, self.count)
 
+    def grouped(self, tensor: Array) -> Array:
+        """Return a tensor as ``(G, m)``: group axes first, all axes in their order, whatever the strides."""
+        return self.rows(tensor.reshape(self.split).transpose((*self.group_axes, *self.reduced_axes)))
+
+    def ungrouped(self, rows: Array) -> Array:
+        """Return ``(G, m)`` as `grouped` gives it in the tensor's shape."""
+        order = (*self.group_axes, *self.reduced_axes)
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return rows.reshape(self._canonical_shape).transpose(back).reshape(self.shape)
+
     def spread(self, vector: Array) -> Array:
         """Repeat gamma, or what else lies on the affine axes, to a canonical view."""
         axes = self.affine_axes

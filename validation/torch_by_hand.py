@@ -16,7 +16,7 @@ import mpmath as mp
 import numpy as np
 import torch
 from ml_dtypes import bfloat16
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, group_norm, layer_norm
 
 EPS = 1e-5
 
@@ -109,12 +109,88 @@ def serial_sums():
     yield show("  torch.var", torch.var(x)[None], [mp.mpf("5.25") * 2**25 / (2**25 - 1)])
 
 
+def nested_jvp():
+    """Layer norm of x + t·x_dot: its second derivative in t is that of the definition, taken numerically."""
+    x, x_dot, gamma = normal(5), normal(5, 1), normal(5, 2)
+    eps, zeros = 0.25, np.zeros(5)
+
+    def along(t):
+        moved = [a + t * b for a, b in zip(exact(x), exact(x_dot), strict=True)]
+        mean, var = moments(moved)
+        return [g * (v - mean) / mp.sqrt(var + mp.mpf(eps)) for g, v in zip(exact(gamma), moved, strict=True)]
+
+    truth = [mp.diff(lambda t, i=i: along(t)[i], 0, 2) for i in range(5)]
+    g, b = tensor(gamma), tensor(zeros)
+    own = lambda q: layer_norm(q, (5,), g, b, eps)  # noqa: E731
+    parts = lambda q: (q - q.mean()) * torch.rsqrt(((q - q.mean()) ** 2).mean() + eps) * g  # noqa: E731
+    for what, function in (("layer_norm, jvp of jvp, binary64", own), ("  written out", parts)):
+
+        def first(q, function=function):
+            return torch.func.jvp(function, (q,), (tensor(x_dot),))[1]
+
+        yield show(what, torch.func.jvp(first, (tensor(x),), (tensor(x_dot),))[1], truth)
+
+
+def narrow_sums():
+    """The gradient of layer norm's beta is the sum of dy over the samples, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for dtype, name in ((bfloat16, "bfloat16"), (np.float16, "binary16")):
+        x, dy = normal(2**13 * 4).astype(dtype).reshape(-1, 4), np.ones((2**13, 4), dtype)
+        for parameters in (dtype, np.float32):
+            gamma, beta = (tensor(np.full(4, v, parameters)).requires_grad_() for v in (1.0, 0.0))
+            with torch.enable_grad():
+                y = layer_norm(tensor(x), (4,), gamma, beta, EPS)
+            dbeta = torch.autograd.grad(y, beta, tensor(dy))[0].float()
+            what = f"layer_norm dbeta, {name}, 8192 ones"
+            yield show(what if parameters is dtype else f"{what}, binary32 beta", dbeta, [mp.mpf(8192)] * 4)
+        yield show("  dy.sum(0)", tensor(dy).sum(0).float(), [mp.mpf(8192)] * 4)
+    torch.set_num_threads(threads)
+
+
+def group_backward():
+    """The two formulas of group norm's gradient: the one of training, and the one that can be differentiated again."""
+    x, dy = (1e3 * normal(8)).astype(np.float16), (0.25 + normal(8, 1)).astype(np.float16)
+    values, g = exact(x), exact(dy)
+    mean, var = moments(values)
+    r = 1 / mp.sqrt(var + mp.mpf(EPS))
+    slope = mp.fsum((v - mean) * r * d for v, d in zip(values, g, strict=True)) / 8
+    truth = [r * (d - mp.fsum(g) / 8 - (v - mean) * r * slope) for v, d in zip(values, g, strict=True)]
+    for again in (True, False):
+        q = tensor(x.reshape(1, 1, 8)).requires_grad_()
+        ones, zeros = torch.ones(1, dtype=torch.float16), torch.zeros(1, dtype=torch.float16)
+        with torch.enable_grad():
+            y = group_norm(q, 1, ones, zeros, EPS)
+            dx = torch.autograd.grad(y, q, tensor(dy.reshape(1, 1, 8)), create_graph=again)[0]
+        what = "group_norm dx, binary16 of size 1000, create_graph" if again else "  without create_graph"
+        yield show(what, dx.detach().flatten().float(), truth)
+
+
+def rounded_statistics():
+    """The backward of layer norm takes the mean as it was stored, in the parameters' format."""
+    x, dy = (301.0 + 0.5 * normal(64)).astype(bfloat16), (0.25 + normal(64, 1)).astype(bfloat16)
+    values, g = exact(x), exact(dy)
+    mean, var = moments(values)
+    r = 1 / mp.sqrt(var + mp.mpf(EPS))
+    slope = mp.fsum((v - mean) * r * d for v, d in zip(values, g, strict=True)) / 64
+    truth = [r * (d - mp.fsum(g) / 64 - (v - mean) * r * slope) for v, d in zip(values, g, strict=True)]
+    for parameters in (bfloat16, np.float32):
+        gamma, beta = tensor(np.ones(64, parameters)), tensor(np.zeros(64, parameters))
+        q = tensor(x[None]).requires_grad_()
+        with torch.enable_grad():
+            y = layer_norm(q, (64,), gamma, beta, EPS)
+        what = "layer_norm dx, bfloat16 at 301" if parameters is bfloat16 else "  with binary32 parameters"
+        yield show(what, torch.autograd.grad(y, q, tensor(dy[None]))[0].flatten().float(), truth)
+
+
 def main(argv: Sequence[str] | None = None) -> list[tuple[str, float]]:
     """Print every line, and return what each is and its error."""
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args(argv)
     print(f"PyTorch {torch.__version__}")
     with mp.workdps(60), torch.no_grad():
-        return [line for check in (rounded_mean, cubed_invstd, folded_affine, serial_sums) for line in check()]
+        checks = (rounded_mean, cubed_invstd, folded_affine, serial_sums)
+        norms = (nested_jvp, narrow_sums, group_backward, rounded_statistics)
+        return [line for check in (*checks, *norms) for line in check()]
 
 
 if __name__ == "__main__":

@@ -27,7 +27,11 @@ shape          N×C×…; the channels stand on axis 1
 ``check``      the invariant that is checked instead of the values, see `CHECKS`
 ``repeat``     a power of two: the tensors are tiled this many times along the batch (default 1)
 ``seed``       (default 0)
+``norm``       ``batch`` (default), ``layer`` (statistics over all axes but the first), ``instance``, or
+               ``group2``, …: any number of groups that divides C; but for batch norm only training without state
 =============  =========================================================================================
+
+What holds for each channel (data, dy) holds for each *group* in other norms: whatever has statistics of its own.
 
 **Reproducible on every machine.** Values come from the raw 64-bit output of PCG64, which NumPy keeps stable, through
 additions, multiplications and comparisons in binary64 alone (no function of a C library), and are rounded once
@@ -47,9 +51,10 @@ import numpy.typing as npt
 
 from refbn._errors import DomainError
 from refbn._formats import FORMATS, Format, round_to
-from refbn.audit.adapters._protocol import OPERATIONS, Inputs, Operation
+from refbn._geometry import Geometry, batch_norm, group_norm, instance_norm, layer_norm
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Inputs, Operation, kind_and_groups
 
-__all__ = ["CHECKS", "DATA", "FAMILIES", "LAYOUTS", "Case", "make_inputs", "parse"]
+__all__ = ["CHECKS", "DATA", "FAMILIES", "LAYOUTS", "Case", "geometry_of", "make_inputs", "parse"]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
@@ -64,12 +69,14 @@ FAMILIES = (
     "special",
     "types",
     "exact",
+    "norms",
 )
 CHECKS = ("", "idempotent", "unmodified", "threads", "permute", "momentum", "layout")
 _DY = ("normal", "constant", "like-x")
 _SPECIAL_VALUES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SPECIAL_ARRAYS = ("x", "dy")
 _FORMATS = {f.short: f for f in FORMATS}
+_NORMS = ("batch", "layer", "instance", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +107,14 @@ class Case:
     check: str = ""
     repeat: int = 1
     seed: int = 0
+    norm: str = "batch"
 
     def __post_init__(self) -> None:
         if self.param == self.dtype:  # one spelling for each case
             object.__setattr__(self, "param", "")
         value, _, array = self.special.partition("@")
+        kind, groups = kind_and_groups(self.norm)
+        frozen_or_kept = self.operation in OPERATIONS and (self.op.frozen or self.op in STATE)
         for name, fine, expected in (
             ("family", self.family in FAMILIES, f"one of {', '.join(FAMILIES)}"),
             ("operation", self.operation in OPERATIONS, f"one of {', '.join(OPERATIONS)}"),
@@ -129,6 +139,21 @@ class Case:
             ("check", self.check in CHECKS, f"one of {', '.join(c for c in CHECKS if c)}"),
             ("repeat", self.repeat >= 1 and self.repeat & (self.repeat - 1) == 0, "a power of two"),
             ("seed", self.seed >= 0, "a whole number, not negative"),
+            ("norm", kind in _NORMS and (kind == "group") == (kind != self.norm), "batch, layer, instance, group2, …"),
+            (
+                "norm",
+                len(self.shape) < 2 or (groups > 0 and self.shape[1] % groups == 0),
+                "groups that divide the channels",
+            ),
+            (
+                "norm",
+                kind == "batch" or not frozen_or_kept,
+                f"batch: {self.operation} has statistics that are given or kept",
+            ),
+            *(
+                (name, kind == "batch" or getattr(self, name) == default, f"{default!r}, as {self.norm} norm has none")
+                for name, default in (("var", None), ("momentum", 0.1), ("steps", 1))
+            ),
         ):
             if not fine:
                 raise DomainError(f"case: {name} is {getattr(self, name)!r}, expected {expected}", argument="case")
@@ -158,9 +183,24 @@ class Case:
         return OPERATIONS[self.operation]
 
     @property
+    def geometry(self) -> Geometry:
+        """How the norm splits the axes, of one repetition."""
+        return geometry_of(self.norm, self.shape)
+
+    @property
     def count(self) -> int:
-        """m: the number of elements of a channel."""
-        return self.shape[0] * math.prod(self.shape[2:]) * self.repeat
+        """m: the number of elements that a set of statistics runs over, a channel's in batch norm."""
+        return self.geometry.count * (self.repeat if self.norm == "batch" else 1)
+
+
+def geometry_of(norm: str, shape: tuple[int, ...]) -> Geometry:
+    """Return how a norm splits a tensor's axes."""
+    kind, groups = kind_and_groups(norm)
+    if kind == "layer":
+        return layer_norm(shape, tuple(range(1, len(shape))))
+    if kind == "group":
+        return group_norm(shape, 1, groups)
+    return (instance_norm if kind == "instance" else batch_norm)(shape, 1)
 
 
 def _show(value: object) -> str:
@@ -265,6 +305,10 @@ def _constant(seed: tuple[int, ...], shape: tuple[int, ...]) -> Doubles:
     return np.broadcast_to(column, shape)
 
 
+def _constant_dy(seed: tuple[int, ...], shape: tuple[int, ...]) -> Doubles:
+    return np.broadcast_to(0.5 + _uniform(seed, (1, shape[1], *(1 for _ in shape[2:]))), shape)
+
+
 def _step(seed: tuple[int, ...], shape: tuple[int, ...]) -> Doubles:
     """Constant but for the first element of the batch: the smallest variance that data with an outlier can have."""
     z = _constant(seed, shape).copy()
@@ -359,8 +403,8 @@ _STREAMS = {
 
 def make_inputs(case: Case) -> Inputs:
     """Build all inputs of a case."""
-    channels = (case.shape[1],)
-    column = (1, case.shape[1], *(1 for _ in case.shape[2:]))
+    geometry = case.geometry
+    channels = geometry.affine_shape
 
     def stream(name: str, step: int = 0) -> tuple[int, ...]:
         return (case.seed, _STREAMS[name], step)
@@ -379,11 +423,17 @@ def make_inputs(case: Case) -> Inputs:
         return lay(values, case.param_format)
 
     def data(step: int) -> Doubles:
-        return case.offset + case.scale * DATA[case.data](stream("x", step), case.shape)
+        return case.offset + case.scale * by_group(DATA[case.data], stream("x", step))
+
+    def by_group(draw: Callable[..., Doubles], seed: tuple[int, ...]) -> Doubles:
+        """Draw what is described by channels; in other norms each group is a channel of its own."""
+        if case.norm == "batch":
+            return draw(seed, case.shape)
+        return geometry.ungrouped(draw(seed, (geometry.count, geometry.groups)).T)
 
     def cotangent() -> Doubles:
         if case.dy == "constant":
-            return np.broadcast_to(0.5 + _uniform(stream("dy"), column), case.shape)
+            return by_group(_constant_dy, stream("dy"))
         if case.dy == "like-x":  # x itself over a power of two, so that rounding leaves the span of 1 and x̂ alone
             return data(0) * 2.0 ** -math.frexp(case.scale)[1]
         return 0.25 + _normal(stream("dy"), case.shape)
@@ -426,6 +476,7 @@ def make_inputs(case: Case) -> Inputs:
         batches=tuple(
             tensor(data(step) if step or not case.special else values["x"]) for step in range(_batches(case))
         ),
+        norm=case.norm,
     )
 
 

@@ -55,7 +55,7 @@ import numpy.typing as npt
 from refbn._errors import DomainError
 from refbn._formats import format_of, round_to
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import Adapter, Inputs, Unsupported
+from refbn.audit.adapters._protocol import Adapter, Inputs, Unsupported, kind_and_groups, norms_of
 from refbn.audit.cases import Case, make_inputs, parse
 from refbn.audit.compare import VERDICTS, Verdict
 from refbn.audit.reproduce import case_of, script
@@ -223,8 +223,12 @@ def _sizes(got: Array, mistaken: Sequence[Array], expected: Expected) -> _Sizes 
     got = _period(got, expected)
     others = np.stack([_period(a, expected) for a in mistaken])
     asked = ~expected.free & ~expected.nonfinite
-    rows = np.arange(expected.high.shape[0 if expected.is_vector else 1])
-    channel = np.broadcast_to(rows if expected.is_vector else rows.reshape(1, -1, *(1,) * (got.ndim - 2)), got.shape)
+    geometry = expected.geometry
+    rows = np.arange(expected.high.size if expected.is_vector else geometry.groups)
+    if expected.is_vector:
+        channel = rows.reshape(expected.high.shape)
+    else:
+        channel = geometry.ungrouped(np.broadcast_to(rows[:, None], (geometry.groups, geometry.count)))
     limit = expected.limit(form)
     ratios, agreeing, against = [], 0, 0
     for c in rows:
@@ -619,7 +623,7 @@ class _Memory:
 
 def _ask(name: str, adapter: Adapter, case: Case) -> Iterator[dict[str, Array]]:
     member = _member(name, adapter)
-    if case.operation not in member.operations:
+    if case.operation not in member.operations or kind_and_groups(case.norm)[0] not in norms_of(member):
         return
     if case.check:
         answer: dict[str, Array] = {}
@@ -654,7 +658,7 @@ def _reordered(inputs: Inputs, order: npt.NDArray[np.intp]) -> Inputs:
 
 def _restored(answer: Answer, order: npt.NDArray[np.intp], inputs: Inputs) -> dict[str, Array]:
     back = np.argsort(order)
-    return {n: a[back] if a.ndim > 1 and a.shape == inputs.x.shape else a for n, a in answer.items()}
+    return {n: a[back] if truth.has_samples(n, inputs.norm) else a for n, a in answer.items()}
 
 
 def _member(name: str, adapter: Adapter, **variant: int) -> Any:
@@ -673,7 +677,8 @@ def _zoo() -> dict[str, Any]:
 def _candidates(case: Case) -> list[str]:
     if math.prod(case.shape) * case.repeat > _LARGE:
         return [_ONLY_LARGE]
-    return [name for name in _zoo() if name != "control"]
+    kind = kind_and_groups(case.norm)[0]
+    return [name for name, member in _zoo().items() if name != "control" and kind in norms_of(member)]
 
 
 def _asked(finding: Finding) -> tuple[str, ...]:
@@ -761,12 +766,13 @@ def _simpler(case: Case) -> Iterator[Case]:
         for axis, size in enumerate(space):
             if size > 1:
                 yield changed(shape=(count, channels, *space[:axis], 1, *space[axis + 1 :]))
-    if channels > 1:
-        yield changed(shape=(count, 1, *space))
+    fewest = kind_and_groups(case.norm)[1]
+    if channels > fewest:
+        yield changed(shape=(count, fewest, *space))
     for fewer in dict.fromkeys((1, 2, 3, 4, count // 2)):
         if 0 < fewer < count:
             yield changed(shape=(fewer, channels, *space))
-    plain = Case(case.family, case.operation, case.dtype, case.shape)
+    plain = Case(case.family, case.operation, case.dtype, case.shape, norm=case.norm)
     for name in ("layout", "param", "steps", "momentum", "eps", "seed", "dy", "var", "offset", "scale"):
         if getattr(case, name) != getattr(plain, name) and not (name == "layout" and case.check == "layout"):
             yield changed(**{name: getattr(plain, name)})

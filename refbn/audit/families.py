@@ -307,6 +307,93 @@ def _exact(depth: Depth) -> Iterator[Case]:
         yield Case("exact", "forward", "f32", (16, 1), data="integers", repeat=2**21)
 
 
+def _norms(depth: Depth) -> Iterator[Case]:
+    """Layer, group and instance norm, with what each of the other families looks for.
+
+    gamma varies within a layer's or a group's statistics, and its gradient adds up over samples with statistics of
+    their own. The quick depth asks each row one operation, in turn.
+    """
+    full = depth == "full"
+    splits: list[tuple[str, tuple[int, ...]]] = [("layer", (4, 3, 5)), ("group2", (3, 4, 5)), ("instance", (3, 2, 7))]
+    if full:
+        splits += [("layer", (5, 16)), ("group3", (2, 6, 2, 3)), ("group4", (3, 4, 5)), ("instance", (2, 3, 3, 3))]
+    for place, (norm, shape) in enumerate(splits):
+        derivatives: list[tuple[str, dict[str, Any]]] = [("f64", {})]
+        first: list[tuple[str, dict[str, Any]]] = [
+            ("f32", {"scale": 1e19}),  # x² is beyond binary32
+            ("f32", {"offset": 4096.0}),
+            ("f16", {"scale": 1000.0}),  # the variance is beyond 65504
+            ("f32", {"offset": 1e6}),
+            ("f64", {"offset": 1e12}),
+            ("f32", {"layout": "channels-last"}),
+            ("bf16", {"offset": 301.0, "scale": 0.5}),
+            ("f32", {"data": "constant"}),
+        ]
+        if full and place < 3:
+            derivatives += [
+                ("f32", {"seed": 1}),
+                ("f32", {"offset": 100.0, "seed": 2}),
+                ("f64", {"eps": 1e-3, "offset": 3.0, "scale": 2.0, "seed": 2}),
+                ("f64", {"scale": 1e120, "seed": 1}),
+            ]
+            first += [("f32", {"offset": offset, "seed": 1}) for offset in (0.0, 100.0, 1e3, -1e4, 1e5, 1e7)]
+            first += [("f32", {"scale": scale, "seed": 1}) for scale in (1e-40, 1e-19, 1e-4, 1e4, 1e30, 1e36)]
+            first += [("f64", {"scale": scale, "seed": 1}) for scale in (1e-150, 1e-4, 1e8, 1e160)]
+            first += [("f64", {"offset": 4096.0, "seed": 1}), ("f64", {"eps": 0.5, "seed": 1})]
+            first += [("f32", {"data": data, "seed": 1}) for data in ("skewed", "bimodal", "step", "ramp")]
+            first += [
+                ("f32", {"data": "constant", "offset": 1e3, "seed": 1}),
+                ("f16", {"data": "constant", "seed": 1}),  # invstd is 316, its cube beyond 65504
+                ("f32", {"data": "constant", "eps": 0.0, "seed": 1}),
+                ("f32", {"dy": "constant", "seed": 1}),
+                ("f32", {"dy": "like-x", "offset": 10.0, "seed": 1}),
+                ("f32", {"special": "nan", "seed": 1}),
+                ("f32", {"special": "inf", "seed": 1}),
+                ("f32", {"repeat": 256, "seed": 1}),  # a gradient of gamma adds up over many samples
+            ]
+            first += [("f32", {"layout": layout}) for layout in LAYOUTS if layout != "channels-last"]
+            for half in _HALVES:
+                first += [
+                    (half, {"seed": 1}),
+                    (half, {"param": "f32", "seed": 1}),
+                    (half, {"offset": 300.0, "scale": 30.0, "seed": 1}),
+                    (half, {"repeat": 256, "seed": 1}),
+                ]
+            for check in ("idempotent", "unmodified", "threads", "permute"):
+                for operation in (*_FIRST, "rev_rev"):
+                    yield Case("norms", operation, "f32", shape, check=check, norm=norm)
+        yield from _cross(
+            "norms", (op.name for op in TRAINING), [(dtype, shape, {**f, "norm": norm}) for dtype, f in derivatives]
+        )
+        for turn, (dtype, fields) in enumerate(first):
+            again = ("rev",) if dtype in _HALVES else ()  # a gradient that can be differentiated again
+            for operation in (*_FIRST, *again) if full else _FIRST[turn % 3 :][:1]:
+                yield Case("norms", operation, dtype, shape, **fields, norm=norm)
+    few: list[Row] = [
+        ("f32", (3, 1), {"norm": "layer"}),
+        ("f32", (2, 3, 1), {"norm": "instance"}),
+        ("f32", (0, 4, 3), {"norm": "group2"}),
+    ]
+    if full:
+        few += [
+            ("f32", (2, 4), {"norm": "group4"}),
+            ("f32", (0, 4, 3), {"norm": "layer"}),
+            ("f32", (0, 4, 3), {"norm": "instance"}),
+            ("f64", (2, 3, 0), {"norm": "instance"}),
+            ("f64", (2, 4, 0), {"norm": "group2"}),
+            ("f32", (1, 6), {"norm": "layer"}),
+            ("f64", (1, 1), {"norm": "layer"}),
+            ("f64", (2, 2), {"norm": "layer"}),
+            ("f32", (2, 1024), {"norm": "layer"}),
+            ("f32", (2, 4, 300), {"norm": "group2"}),
+            ("f32", (2, 3, 2, 3, 2), {"norm": "instance"}),
+        ]
+        for dtype in ("f32", "f64", *_HALVES):
+            for norm, shape in (("layer", (2, 4, 4)), ("group2", (2, 4, 8)), ("instance", (4, 2, 16))):
+                yield Case("norms", "forward", dtype, shape, data="integers", norm=norm)
+    yield from _cross("norms", (*_FIRST, "rev_rev", "rev_fwd") if full else ("forward",), few)
+
+
 FAMILY_TABLE: dict[str, Callable[[Depth], Iterator[Case]]] = {
     "composition": _composition,
     "conditioning": _conditioning,
@@ -317,6 +404,7 @@ FAMILY_TABLE: dict[str, Callable[[Depth], Iterator[Case]]] = {
     "special": _special,
     "types": _types,
     "exact": _exact,
+    "norms": _norms,
 }
 assert tuple(FAMILY_TABLE) == FAMILIES
 

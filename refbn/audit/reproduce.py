@@ -133,7 +133,7 @@ def _given(case: Case, inputs: Inputs, used: list[str]) -> Iterator[str]:
             yield f"{name} = {getattr(inputs, name)!r}"
         else:
             array = getattr(inputs, name)
-            yield _wrapped(f"{name} = {_literal(array[: case.shape[0]] if array.ndim > 1 else array)}")
+            yield _wrapped(f"{name} = {_literal(array[: case.shape[0]] if name in _TENSORS else array)}")
     if case.repeat > 1:
         for name in (n for n in used if n in _TENSORS):
             yield f"{name} = np.tile({name}, {(case.repeat, *(1 for _ in case.shape[1:]))})"
@@ -204,8 +204,8 @@ def _compared(output: str, expected: Expected, case: Case) -> Iterator[str]:
     form = expected.output_format(expected.param_form if expected.is_vector else expected.form)
     rounded = expected.rounded(form)
     literal = _literal(rounded.astype(np.float64))
-    if not expected.is_vector and case.repeat > 1:
-        literal = f"np.tile({literal}, {(case.repeat, *(1 for _ in case.shape[1:]))})"
+    if truth.has_samples(output, case.norm) and case.repeat > 1:
+        literal = f"np.tile({literal}, {(case.repeat, *(1 for _ in rounded.shape[1:]))})"
     yield f"# the exact result, rounded to {form.name}:"
     yield _wrapped(f"expected = {literal}")
     yield f'got = np.asarray(answer["{output}"], np.float64)'
@@ -249,7 +249,7 @@ def _checked(case: Case, output: str, inputs: Inputs, used: list[str], lines: st
         order = np.argsort(np.random.PCG64(case.seed).random_raw(case.shape[0] * case.repeat), kind="stable")
         before.append(_wrapped(f"order = np.array({order.tolist()})"))
         second = ", ".join(f"{name}[order]" if name in tensors else name for name in used)
-        back = f'[np.argsort(order)] if np.ndim(second["{output}"]) > 1 else second["{output}"]'
+        back = "[np.argsort(order)]" * truth.has_samples(output, case.norm)
     elif case.check == "momentum":
         first, second = (
             ", ".join(value if name == "momentum" else name for name in used) for value in ("0.125", "0.75")

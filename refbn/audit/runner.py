@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import Adapter, Broken, Inputs, Unsupported
+from refbn.audit.adapters._protocol import Adapter, Broken, Inputs, Unsupported, kind_and_groups, norms_of
 from refbn.audit.cases import FAMILIES, Case, make_inputs
 from refbn.audit.compare import Comparison, Verdict, compare, compare_runs, same_bits, worst
 from refbn.audit.families import Depth, all_cases
@@ -265,6 +265,8 @@ def _version(adapter: Any) -> str:
 def _out_of_scope(adapter: Adapter, case: Case) -> str:
     if case.operation not in adapter.operations:
         return f"no {case.operation}"
+    if kind_and_groups(case.norm)[0] not in norms_of(adapter):
+        return f"no {kind_and_groups(case.norm)[0]} norm"
     for form in (case.format, case.param_format):
         if form.name not in adapter.dtypes:
             return f"no {form.name}"
@@ -281,16 +283,20 @@ def _first_line(error: Exception) -> str:
 def _raised(adapter: Adapter, case: Case, error: Exception) -> Comparison:
     """Judge a refusal. Where no result is due, it is the framework's convention; but then it must be what it refuses.
 
-    So the same question is asked again with two more samples, or with an ε that is not zero.
+    So the same question is asked again with two more samples (in other norms: with more elements in each group), or
+    with an ε that is not zero.
     """
     why = _first_line(error)
     if isinstance(error, Broken):
         return Comparison("raises", note=why)
-    more = dataclasses.replace(case, check="", shape=(case.shape[0] + 2, *(s or 1 for s in case.shape[1:])))
-    if not case.op.frozen and case.count == 0 and _runs(adapter, more):
+    shape = tuple(size or 1 for size in case.shape)
+    shape = (case.shape[0] + 2, *shape[1:]) if case.norm == "batch" else (*shape, 3)
+    more = dataclasses.replace(case, check="", shape=shape)
+    if not case.op.frozen and 0 in case.shape and _runs(adapter, more):
         return Comparison("dialect", note=f"refuses an empty batch, which has no mean: {why}")
     if not case.op.frozen and case.count == 1 and adapter.dialect.single_value == "raise" and _runs(adapter, more):
-        note = f"refuses one value per channel, as the {adapter.dialect.name} dialect does: {why}"
+        each = "channel" if case.norm == "batch" else "group"
+        note = f"refuses one value per {each}, as the {adapter.dialect.name} dialect does: {why}"
         return Comparison("dialect", note=note)
     if case.eps == 0 and _runs(adapter, dataclasses.replace(case, check="", eps=1e-5)):
         return Comparison("dialect", note=f"refuses ε = 0: {why}")
@@ -391,7 +397,7 @@ def _permute(adapter: Adapter, case: Case, inputs: Inputs) -> list[tuple[str, Co
     )
     first = _copies(adapter.run(case.operation, inputs))
     second = {
-        name: array[np.argsort(order)] if array.shape == inputs.x.shape and array.ndim > 1 else array
+        name: array[np.argsort(order)] if truth.has_samples(name, case.norm) else array
         for name, array in adapter.run(case.operation, moved).items()
     }
     return _agreement(adapter, case, first, second, "another order of the batch")

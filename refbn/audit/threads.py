@@ -26,6 +26,8 @@ class Thread:
         Where it can be read.
     case : str
         Pattern of the descriptor.
+    norm : str
+        Pattern of the norm, as in descriptors.
     """
 
     framework: str
@@ -34,6 +36,10 @@ class Thread:
     mistake: str
     address: str
     case: str = "*"
+    norm: str = "batch"
+
+
+_BATCH_OR_INSTANCE = "[bi]*"  # PyTorch's instance norm calls its batch norm
 
 
 def _github(repository: str, number: int) -> str:
@@ -41,11 +47,17 @@ def _github(repository: str, number: int) -> str:
 
 
 THREADS: tuple[Thread, ...] = (
-    Thread("torch*", "rev_fwd", "*", "constant-statistics-in-jvp", _github("pytorch/pytorch", 196699)),
-    Thread("torch*", "fwd_fwd", "*", "constant-statistics-in-jvp", _github("pytorch/pytorch", 196699)),
-    Thread("torch*", "fwd_fwd_fwd", "value", "*", _github("pytorch/pytorch", 196699)),
-    Thread("torch*", "rev_rev_rev", "dx", "*", _github("pytorch/pytorch", 186256)),
-    Thread("torch*", "*", "*", "unscaled-overflow", _github("pytorch/pytorch", 162489)),
+    *(
+        Thread("torch*", operation, output, mistake, _github("pytorch/pytorch", number), norm=norm)
+        for norm, nested_jvp, third_order in ((_BATCH_OR_INSTANCE, 196699, 186256), ("layer", 196700, 175754))
+        for operation, output, mistake, number in (
+            ("rev_fwd", "*", "constant-statistics-in-jvp", nested_jvp),
+            ("fwd_fwd", "*", "constant-statistics-in-jvp", nested_jvp),
+            ("fwd_fwd_fwd", "value", "*", nested_jvp),
+            ("rev_rev_rev", "dx", "*", third_order),
+        )
+    ),
+    Thread("torch*", "*", "*", "unscaled-overflow", _github("pytorch/pytorch", 162489), norm=_BATCH_OR_INSTANCE),
     Thread("torch*", "running", "running_var", "running-variance-of-one-value", _github("pytorch/pytorch", 1381)),
     Thread("torch*", "*_eval", "*", "eval-gradient-with-training-formula", _github("pytorch/pytorch", 586)),
     Thread("flax*", "*", "*", "one-pass-*", _github("google/flax", 1491)),
@@ -65,10 +77,11 @@ def thread_of(finding: Finding, mistake: str) -> str:
     mistake : str
         The mistake in the zoo that explains it, if one does.
     """
+    norm = finding.case.partition("norm=")[2] or "batch"
     for thread in THREADS:
         told = zip(
-            (finding.framework, finding.operation, finding.output, mistake, finding.case),
-            (thread.framework, thread.operation, thread.output, thread.mistake, thread.case),
+            (finding.framework, finding.operation, finding.output, mistake, finding.case, norm),
+            (thread.framework, thread.operation, thread.output, thread.mistake, thread.case, thread.norm),
             strict=True,
         )
         if all(fnmatchcase(text, pattern) for text, pattern in told):

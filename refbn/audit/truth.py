@@ -9,6 +9,10 @@ NaN spreads exactly as far. Either of infinity and NaN is then right, a number i
 are both zero (R2), the statistics of an empty batch, and the m − 1 variance of one element have no value that could be
 asked for: any answer is *free* there, as long as other channels are not touched.
 
+**Other norms.** A row is what one set of statistics runs over, a channel in batch norm. Where gamma is shared by
+several rows, it is a vector of each, and its gradient is a sum over what each element scales: an exact number from
+several fields (`refbn.exact.sums`).
+
 **Empty batches.** Tensors are empty, gradients of parameters are empty sums and so zero, running statistics stay.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -26,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refbn._formats import BINARY64, Format, load, round_to
+from refbn._geometry import Geometry
 from refbn.audit.adapters._protocol import Inputs
 from refbn.audit.budget import SAFETY, Model, Running
 from refbn.audit.cases import Case, make_inputs
@@ -34,16 +39,18 @@ from refbn.exact import program
 from refbn.exact.derive import derivatives
 from refbn.exact.numbers import Exact
 from refbn.exact.program import Number
-from refbn.exact.rounding import round_all, round_pairs
+from refbn.exact.rounding import round_pairs
+from refbn.exact.sums import Sum, pairs, rounded
 
-__all__ = ["Conventions", "Expected", "alternatives", "evaluate", "expect", "expect_from"]
+__all__ = ["Conventions", "Expected", "alternatives", "evaluate", "expect", "expect_from", "has_samples"]
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=Number)
 
-# Channels are the rows of all arrays here: tensors (C, m) and vectors (C,).
+# Channels are the rows of all arrays here: tensors (C, m) and vectors (C,). In other norms the groups are, and what
+# lies on gamma's axes is repeated to (G, m).
 _TENSORS = ("x", "dy", "w", "x_dot")
 _VECTORS = (
     "gamma",
@@ -73,6 +80,19 @@ _VECTOR_OUTPUTS = frozenset(
     ("mean", "var", "invstd", "dgamma", "dbeta", "dmean", "dvar", "running_mean", "running_var")
 )
 _SUMMED = frozenset(("dgamma", "dbeta", "dmean", "dvar"))
+_STATISTICS = frozenset(("mean", "var", "invstd"))
+
+
+def has_samples(name: str, norm: str) -> bool:
+    """Whether an output's first axis is the samples'."""
+    return name not in _VECTOR_OUTPUTS or (name in _STATISTICS and norm != "batch")
+
+
+def _shape(case: Case, name: str) -> tuple[int, ...]:
+    """Return an output's shape, of one repetition."""
+    if name not in _VECTOR_OUTPUTS:
+        return case.shape
+    return case.geometry.group_shape if name in _STATISTICS else case.geometry.affine_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +165,13 @@ class Expected:
         The output.
     form, param_form : Format
         The formats of the case's tensors and of its parameters.
+    geometry : Geometry
+        The split of one repetition's axes.
     full_shape : tuple of int
         The shape that the output must have, repetitions included.
-    exact : tuple of Exact
-        The exact values of one repetition, a vector or a number for each channel.
+    exact : tuple of Exact or Sum
+        The exact values of one repetition, a vector or a number for each row; of a gradient that several rows add to, a
+        number for each element.
     factor : int
         The power of two that they are to be multiplied by: the repetitions that a sum runs over.
     high, low : ndarray
@@ -169,8 +192,9 @@ class Expected:
     name: str
     form: Format
     param_form: Format
+    geometry: Geometry
     full_shape: tuple[int, ...]
-    exact: tuple[Exact, ...]
+    exact: tuple[Exact | Sum, ...]
     factor: int
     high: Doubles
     low: Doubles
@@ -183,7 +207,7 @@ class Expected:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the output has one value for each channel."""
+        """Whether the output is a statistic or belongs to a parameter: one value for each channel in batch norm."""
         return self.name in _VECTOR_OUTPUTS
 
     def output_format(self, came: Format) -> Format:
@@ -209,16 +233,18 @@ class Expected:
         return np.asarray(SAFETY * self.bound + half_ulp)
 
     def channel_max(self, values: Doubles) -> Doubles:
-        """Return the largest value of each channel, ready to be broadcast against an output."""
+        """Return the largest value of each channel, or group, ready to be broadcast against an output."""
         if self.is_vector or values.size == 0:
             return values
-        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-        return np.asarray(values.max(axis=axes, keepdims=True))
+        rows = self.geometry.grouped(values)
+        return self.geometry.ungrouped(np.broadcast_to(rows.max(axis=1, keepdims=True), rows.shape))
 
 
 @lru_cache(maxsize=256)
 def _rounded(expected: Expected, form: Format) -> Doubles:
-    values = _assemble([round_all(row, form) for row in expected.exact], expected.high.shape)
+    if expected.high.size == 0:
+        return expected.high
+    values = _assemble([rounded(row, form) for row in expected.exact], expected.high.shape, expected.geometry)
     if expected.factor > 1:  # a power of two: only the range needs a second look
         values = round_to(values * expected.factor, form.dtype).astype(np.float64)
     return np.where(expected.nonfinite | (expected.free & (not expected.stays)), np.nan, values)
@@ -376,7 +402,7 @@ def _stateful(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The inputs with channels as rows, in binary64, infinities as NaN; and which channels are special."""
+    """The inputs with channels (or groups) as rows, in binary64, infinities as NaN; and which of them are special."""
 
     values: dict[str, Doubles]
     batches: list[Doubles]
@@ -387,17 +413,21 @@ class _Rows:
 
 
 def _rows(case: Case, inputs: Inputs, eps: Fraction) -> _Rows:
+    geometry = case.geometry
+
     def tensor(array: Array) -> Doubles:
-        period = array[: case.shape[0]]
-        return np.moveaxis(load(period), 1, 0).reshape(case.shape[1], -1)
+        return geometry.grouped(load(array[: case.shape[0]]))
 
     values = {name: tensor(getattr(inputs, name)) for name in _TENSORS}
-    values |= {name: load(getattr(inputs, name)) for name in _VECTORS}
+    if geometry.channelwise:
+        values |= {name: load(getattr(inputs, name)) for name in _VECTORS}
+    else:
+        values |= {n: geometry.rows(geometry.spread(load(getattr(inputs, n)))) for n in _VECTORS[:4]}
     batches = [tensor(batch) for batch in inputs.batches]
-    tainted = np.zeros(case.shape[1], bool)
+    tainted = np.zeros(geometry.groups, bool)
     for array in (*values.values(), *batches):
-        tainted |= np.isnan(array).reshape(len(array), -1).any(axis=1)
-    singular = np.zeros(case.shape[1], bool)
+        tainted |= np.isnan(array).any(axis=tuple(range(1, array.ndim)))
+    singular = np.zeros(geometry.groups, bool)
     if eps == 0:
         singular = values["var"] == 0 if case.op.frozen else (values["x"] == values["x"][:, :1]).all(axis=1)
     return _Rows(values, batches, tainted, singular)
@@ -412,7 +442,7 @@ def expect_from(case: Case, inputs: Inputs, conventions: Conventions) -> dict[st
     """Return the truth for given inputs; they need not be the case's own, but of its shape, formats and ε."""
     eps = conventions.attribute(case.eps)
     rows = _rows(case, inputs, eps)
-    if case.shape[1] and not case.op.frozen and case.count == 0:
+    if not case.op.frozen and 0 in case.shape:
         return _of_nothing(case, rows)
     exact = _exactly(case, rows, eps, conventions)
     measured = _running(case, rows, eps, conventions, centred=False)
@@ -423,13 +453,16 @@ def expect_from(case: Case, inputs: Inputs, conventions: Conventions) -> dict[st
     return found
 
 
-def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -> dict[str, tuple[Exact, ...]]:
-    """Run the definition over exact numbers, channel by channel.
+def _exactly(
+    case: Case, rows: _Rows, eps: Fraction, conventions: Conventions
+) -> dict[str, tuple[Exact, ...] | tuple[Sum, ...]]:
+    """Run the definition over exact numbers, row by row.
 
     Values that are not finite stand as 0, and a channel without variance gets some: what comes out for them is masked.
     """
     columns: dict[str, list[Exact]] = {}
-    for channel in range(case.shape[1]):
+    shared = not case.geometry.channelwise
+    for channel in range(len(rows.values["x"])):
         values = {name: _exact(array[channel]) for name, array in rows.values.items()}
         batches = [_exact(batch[channel]) for batch in rows.batches]
         if rows.singular[channel]:
@@ -454,9 +487,24 @@ def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -
         if rows.singular[channel] and "mean" in found:  # these two exist all the same
             found["mean"], _, found["var"] = program.moments(_exact(rows.values["x"][channel]))
         for name, number in found.items():
-            length = None if name in _VECTOR_OUTPUTS else rows.values["x"].shape[1]
+            number_due = name in _VECTOR_OUTPUTS and not (shared and name in _SUMMED)
+            length = None if number_due else rows.values["x"].shape[1]
             columns.setdefault(name, []).append(Exact.zeros(length) if number is None else number)
-    return {name: tuple(column) for name, column in columns.items()}
+    return {
+        name: _sums(case.geometry, column) if shared and name in _SUMMED else tuple(column)
+        for name, column in columns.items()
+    }
+
+
+def _sums(geometry: Geometry, rows: list[Exact]) -> tuple[Sum, ...]:
+    """Return, for each element of gamma, the sum over what it scales."""
+    places = np.arange(geometry.groups * geometry.count).reshape(geometry.groups, geometry.count)
+    sums = []
+    for scaled in geometry.by_affine(places):
+        group_of, element_of = np.divmod(scaled, geometry.count)
+        groups = np.unique(group_of).tolist()
+        sums.append(Sum(tuple(rows[g].taken(element_of[group_of == g].tolist()).sum() for g in groups)))
+    return tuple(sums)
 
 
 def _running(
@@ -472,14 +520,15 @@ def _running(
     if centred:
         shift = values["mean"] if case.op.frozen else _row_means(values["x"])
         values["x"] = values["x"] - shift[:, None]
-        values["mean"] = values["mean"] - shift
+        if "mean" in values:
+            values["mean"] = values["mean"] - shift
         batches = [batch - _row_means(batch)[:, None] for batch in batches]
     # B5: data of another magnitude are scaled by a power of two, which changes no digit.
     exponent = 0
     if case.format is BINARY64 and (reach := _exponent(values["x"])) is not None and abs(reach) > 200:
         exponent = reach
-        for name, unit in _UNITS.items():
-            values[name] = np.ldexp(values[name], -exponent * unit)
+        for name in _UNITS.keys() & values.keys():
+            values[name] = np.ldexp(values[name], -exponent * _UNITS[name])
         batches = [np.ldexp(batch, -exponent) for batch in batches]
         eps = eps * Fraction(4) ** -exponent
     numbers = {name: Running.given(model, array) for name, array in values.items()}
@@ -497,7 +546,7 @@ def _running(
                 lambda number: number.stored(case.param_format.unit_roundoff),
             )
         else:
-            one = Running.given(model, np.ones(case.shape[1]))
+            one = Running.given(model, np.ones(len(rows.values["x"])))
             rounding_one = one.stored(case.format.unit_roundoff)
             stores = case.format.unit_roundoff > model.u
             found = evaluate(
@@ -513,8 +562,10 @@ def _running(
     shape = rows.values["x"].shape
     results = {}
     for name, number in found.items():
+        if number is not None and name in _SUMMED and not case.geometry.channelwise:
+            number = _running_sums(case, number)
         if number is None:
-            zero = np.zeros((shape[0], 1 if name in _VECTOR_OUTPUTS else shape[1]))
+            zero = np.zeros((math.prod(_shape(case, name)), 1) if name in _VECTOR_OUTPUTS else shape)
             results[name] = (zero, zero, zero)
         else:
             back = exponent * _OUTPUT_UNITS.get(name, 0)
@@ -527,39 +578,60 @@ def _running(
     return results
 
 
+def _running_sums(case: Case, rows: Running) -> Running:
+    """Return, for each element of gamma, the sum over what it scales."""
+    geometry = case.geometry
+    whole = (geometry.groups, geometry.count)
+    value, error, size = (
+        geometry.by_affine(np.broadcast_to(part, whole)) for part in (rows.value, rows.error, rows.size)
+    )
+    count = value.shape[1]
+    return Running(Model.of(case.format, count * case.repeat), value, error, size, count).sum()
+
+
 def _side_by_side(
     case: Case,
     rows: _Rows,
     name: str,
-    exact: tuple[Exact, ...],
+    exact: tuple[Exact, ...] | tuple[Sum, ...],
     measured: tuple[Doubles, Doubles, Doubles],
     centred: tuple[Doubles, Doubles, Doubles],
 ) -> Expected:
-    vector = name in _VECTOR_OUTPUTS
-    shape = case.shape[1:2] if vector else case.shape
-    factor = case.repeat if name in _SUMMED else 1
-    full_shape = shape if vector else (case.shape[0] * case.repeat, *case.shape[1:])
-    lost = _assemble(list(np.isnan(measured[0])), shape).astype(bool)
-    tainted, singular = (
-        _assemble(list(np.broadcast_to(mask[:, None], measured[0].shape)), shape).astype(bool)
-        for mask in (rows.tainted, rows.singular)
-    )
-    pairs = [round_pairs(row) for row in exact]
-    bound, size = (_assemble(list(part), shape) * factor for part in (measured[1], centred[2]))
-    free = ~np.isfinite(_assemble(list(measured[0]), shape)) & singular & ~tainted
+    geometry, shape = case.geometry, _shape(case, name)
+    summed = name in _SUMMED
+    factor = case.repeat if summed else 1
+    full_shape = (shape[0] * case.repeat, *shape[1:]) if has_samples(name, case.norm) else shape
+
+    def assemble(parts: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return _assemble(list(parts), shape, geometry)
+
+    def of_rows(mask: Mask) -> Mask:
+        """Return where an output contains a row that a mask has."""
+        if summed and not geometry.channelwise:
+            scaled = np.broadcast_to(mask[:, None], (geometry.groups, geometry.count))
+            return assemble(np.asarray(geometry.by_affine(scaled).any(axis=1, keepdims=True)))
+        return assemble(np.broadcast_to(mask[:, None], measured[0].shape))
+
+    lost = assemble(np.isnan(measured[0]))
+    tainted, singular = of_rows(rows.tainted), of_rows(rows.singular)
+    both = [pairs(row) for row in exact]
+    bound, size = (assemble(part) * factor for part in (measured[1], centred[2]))
+    free = ~np.isfinite(assemble(measured[0])) & singular & ~tainted
     if case.operation == "forward" and name in ("mean", "var") and rows.singular.any():
         # The second run has seen zeros here. A mean may be an ulp or two off the constant, a variance that squared.
-        slack = 2 * Model.of(case.format, case.count).u * np.abs(_row_means(rows.values["x"]))
-        bound = np.where(rows.singular, slack if name == "mean" else slack * slack, bound)
+        means = np.abs(_row_means(rows.values["x"]))[:, None]
+        slack = assemble(2 * Model.of(case.format, case.count).u * means)
+        bound = np.where(singular, slack if name == "mean" else slack * slack, bound)
     return Expected(
         name=name,
         form=case.format,
         param_form=case.param_format,
+        geometry=geometry,
         full_shape=full_shape,
         exact=exact,
         factor=factor,
-        high=_assemble([high for high, _ in pairs], shape) * factor,
-        low=_assemble([low for _, low in pairs], shape) * factor,
+        high=assemble(high for high, _ in both) * factor,
+        low=assemble(low for _, low in both) * factor,
         bound=np.where(np.isnan(bound), np.inf, bound),
         size=size,
         nonfinite=lost & tainted,
@@ -573,24 +645,23 @@ def _side_by_side(
 
 def _of_nothing(case: Case, rows: _Rows) -> dict[str, Expected]:
     """The outputs of training on an empty batch, which has no statistics."""
-    channels = case.shape[1:2]
     truths = {}
     for name in case.op.outputs:
-        vector = name in _VECTOR_OUTPUTS
-        shape = channels if vector else case.shape
-        value = rows.values[name] if name in rows.values and name.startswith("running") else np.zeros(channels)
-        exact = tuple(_exact(v) for v in value) if vector else (Exact.zeros(0),) * channels[0]
+        shape = _shape(case, name)
+        value = rows.values[name] if name in rows.values and name.startswith("running") else np.zeros(shape)
+        exact = tuple(_exact(v) for v in value.ravel())
         truths[name] = Expected(
             name=name,
             form=case.format,
             param_form=case.param_format,
-            full_shape=shape,
+            geometry=case.geometry,
+            full_shape=(shape[0] * case.repeat, *shape[1:]) if has_samples(name, case.norm) else shape,
             exact=exact,
             factor=1,
-            high=value if vector else np.zeros(shape),
+            high=value,
             low=np.zeros(shape),
             bound=np.zeros(shape),
-            size=np.abs(value) if vector else np.zeros(shape),
+            size=np.abs(value),
             nonfinite=np.zeros(shape, bool),
             free=np.full(shape, name in ("mean", "var", "invstd")),
             no_rounding=False,
@@ -605,15 +676,15 @@ def _statistics_by_name(case: Case, truth: Mapping[str, Expected]) -> Iterator[t
     yield "invstd", truth["invstd"]
     if case.count > 1:
         factor = Fraction(case.count, case.count - 1)
-        exact = tuple(program.unbiased(row, case.count) for row in var.exact)
-        pairs = [round_pairs(row) for row in exact]
+        exact = tuple(program.unbiased(row, case.count) for row in var.exact if not isinstance(row, Sum))
+        both = [round_pairs(row) for row in exact]
         yield (
             "the variance with m − 1",
             dataclasses.replace(
                 var,
                 exact=exact,
-                high=_assemble([high for high, _ in pairs], var.high.shape),
-                low=_assemble([low for _, low in pairs], var.high.shape),
+                high=_assemble([high for high, _ in both], var.high.shape, var.geometry),
+                low=_assemble([low for _, low in both], var.high.shape, var.geometry),
                 bound=(var.bound + Model.of(case.format, 1).u * np.abs(var.high)) * float(factor),
                 no_rounding=False,
             ),
@@ -635,12 +706,10 @@ def _exact(values: Doubles | np.float64) -> Exact:
     return Exact.vector(shifted, scale) if finite.ndim else Exact.number(shifted[0] * scale)
 
 
-def _assemble(parts: list[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return rows of channels, or one value of each, in an output's shape."""
+def _assemble(parts: list[npt.NDArray[Any]], shape: tuple[int, ...], geometry: Geometry) -> npt.NDArray[Any]:
+    """Return rows, or one value of each, or of each element of gamma, in an output's shape."""
     rows = np.stack([np.atleast_1d(part) for part in parts])
-    if len(shape) == 1:
-        return rows[:, 0]
-    return np.ascontiguousarray(np.moveaxis(rows.reshape(shape[1], shape[0], *shape[2:]), 0, 1))
+    return np.ascontiguousarray(geometry.ungrouped(rows)) if shape == geometry.shape else rows.reshape(shape)
 
 
 def _row_means(rows: Doubles) -> Doubles:

@@ -15,16 +15,43 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from math import isqrt
+from math import isfinite, isqrt
 
-from refbn._formats import Format
+import numpy as np
+import numpy.typing as npt
+
+from refbn._formats import BINARY64, Format
 from refbn.exact.numbers import Exact
-from refbn.exact.rounding import round_number
+from refbn.exact.rounding import round_all, round_number, round_pairs
 
-__all__ = ["round_sum"]
+__all__ = ["Sum", "pairs", "round_sum", "rounded"]
+
+Doubles = npt.NDArray[np.float64]
 
 _BITS = 256  # that the first enclosure keeps behind the leading bit of the largest term
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A sum of numbers, each of a field of its own."""
+
+    terms: tuple[Exact, ...]
+
+
+def rounded(value: Exact | Sum, form: Format) -> Doubles:
+    """Round a number, every element of a vector, or a sum; see `refbn.exact.rounding.round_all`."""
+    return np.array([round_sum(value.terms, form)]) if isinstance(value, Sum) else round_all(value, form)
+
+
+def pairs(value: Exact | Sum) -> tuple[Doubles, Doubles]:
+    """Write them as sums of two binary64 numbers; see `refbn.exact.rounding.round_pairs`."""
+    if not isinstance(value, Sum):
+        return round_pairs(value)
+    high = round_sum(value.terms, BINARY64)
+    rest = round_sum((*value.terms, Exact.number(-Fraction(high))), BINARY64) if isfinite(high) else 0.0
+    return np.array([high]), np.array([rest])
 
 
 def round_sum(terms: Sequence[Exact], form: Format) -> float:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from refbn import _validate
 from refbn._errors import DomainError, ShapeError
 from refbn._formats import Format, format_of
+from refbn._geometry import batch_norm
 from refbn._types import Forward
 from refbn.audit import cases as audit_cases
 from refbn.audit import truth as audit_truth
@@ -116,7 +117,7 @@ def truth(operation: str, *, eps: float = 1e-5, dialect: str | Dialect = "torch"
         raise DomainError(f"{unknown[0]}: expected one of {', '.join(fields)}", argument=unknown[0])
     if operation == "train_eval_train":
         raise DomainError("operation: train_eval_train sees two batches; ask for its parts", argument="operation")
-    found = {name: _validate.array(value, name) for name, value in arrays.items() if value is not None}
+    found: dict[str, Any] = {name: _validate.array(value, name) for name, value in arrays.items() if value is not None}
     x = found["x"]
     if x.ndim < 2:
         raise ShapeError(f"x: {x.ndim} axes, expected at least 2", argument="x")
@@ -262,7 +263,7 @@ def describe(name: str, got: Array, expected: Expected, comparison: Comparison, 
                 f"error  {_errors(comparison, off=float(abs(period[at] - expected.high[at] - expected.low[at])))}",
                 f"bound  {allowed[at]:.3g}",
             ]
-        if about is not None and off.any():
+        if about is not None and about.case.norm == "batch" and off.any():
             text = pattern(about.case, about.inputs, name, period, expected.high, allowed)
             lines += [f"{TRACE}{text}"] if text else []
     return "\n    ".join([title, *lines])
@@ -371,6 +372,7 @@ def _plain(values: Any, actual: Any, bound: Any, ulps: float | None, channel_axi
         name="mean" if exact.ndim == 1 else "y",
         form=form,
         param_form=form,
+        geometry=batch_norm(exact.shape, 1),
         full_shape=exact.shape,
         exact=tuple(rows),
         factor=1,

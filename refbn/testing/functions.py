@@ -322,6 +322,7 @@ def _torch_variant(forward: Function | None, **options: Any) -> Adapter:
     class Variant(Torch):
         """See `adapter_of`."""
 
+        norms = frozenset({"batch"})
         operations = frozenset(n for n in stateless if (inference if OPERATIONS[n].frozen else forward) is not None)
 
         def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:

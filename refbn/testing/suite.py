@@ -14,7 +14,7 @@ import numpy as np
 from refbn._errors import DomainError
 from refbn._formats import FORMATS
 from refbn.audit import truth
-from refbn.audit.adapters._protocol import OPERATIONS, Adapter, Array, Inputs
+from refbn.audit.adapters._protocol import OPERATIONS, Adapter, Array, Inputs, kind_and_groups, norms_of
 from refbn.audit.cases import FAMILIES, Case, parse
 from refbn.audit.compare import Comparison, Verdict, worst
 from refbn.audit.families import Depth
@@ -74,7 +74,9 @@ class Suite:
         return [
             case
             for case in chosen
-            if case.operation in self.adapter.operations and {case.format.name, case.param_format.name} <= names
+            if case.operation in self.adapter.operations
+            and {case.format.name, case.param_format.name} <= names
+            and kind_and_groups(case.norm)[0] in norms_of(self.adapter)
         ]
 
 

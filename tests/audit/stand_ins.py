@@ -27,6 +27,7 @@ def case_of(operation, inputs):
         eps=inputs.eps,
         momentum=inputs.momentum,
         steps=len(inputs.batches) or 1,
+        norm=inputs.norm,
     )
 
 
@@ -38,6 +39,7 @@ class Perfect:
     operations = frozenset(OPERATIONS)
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+    norms = frozenset({"batch", "layer", "group", "instance"})
     environment: ClassVar = {}
 
     def version(self):

@@ -232,7 +232,7 @@ def test_the_full_depth_has_every_operation_format_layout_and_check():
 def test_the_quick_depth_has_every_operation_too():
     cases = all_cases("quick")
     assert {case.operation for case in cases} == set(OPERATIONS)
-    assert len(cases) < 500
+    assert len(cases) < 550
 
 
 def test_cases_stay_small_where_the_size_is_not_the_point():

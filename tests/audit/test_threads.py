@@ -23,6 +23,13 @@ def test_threads_are_found_by_framework_operation_and_mistake():
     assert thread_of(nested, "dropped-xhat-term") == ""
     assert thread_of(dataclasses.replace(nested, framework="jax"), "constant-statistics-in-jvp") == ""
     assert thread_of(finding(operation="rev_rev_rev"), "").endswith("pytorch/issues/186256")
+    layer = dataclasses.replace(nested, case="norms:fwd_fwd:f64:2x3:norm=layer")
+    assert thread_of(layer, "constant-statistics-in-jvp").endswith("pytorch/issues/196700")
+    instance, group = (
+        dataclasses.replace(nested, case=f"norms:fwd_fwd:f64:2x4x3:norm={n}") for n in ("instance", "group2")
+    )
+    assert thread_of(instance, "constant-statistics-in-jvp").endswith("pytorch/issues/196699")
+    assert thread_of(group, "constant-statistics-in-jvp") == ""
     assert thread_of(finding(framework="flax-nnx", operation="forward", output="y"), "one-pass-clipped").endswith(
         "1491"
     )

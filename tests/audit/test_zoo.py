@@ -10,7 +10,7 @@ import pytest
 from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
 from refbn.audit.adapters.zoo import ZOO, Control
-from refbn.audit.cases import FAMILIES
+from refbn.audit.cases import FAMILIES, make_inputs, parse
 from refbn.dialects import DIALECTS
 from tests.audit.difference_quotients import allowance, deviation, draw, known, running
 
@@ -67,6 +67,8 @@ SHOWS = {
     "gamma-gradient-without-invstd": ("vjp", "dgamma", _scaled(3.0)),
     "dropped-third-term": ("rev_rev", "dx", _scaled()),
     "constant-statistics-in-jvp": ("rev_fwd", "dx", _scaled()),
+    "gamma-outside-projection": ("vjp", "dx", make_inputs(parse("norms:vjp:f32:4x3x5:norm=layer"))),
+    "statistics-over-the-last-axis": ("forward", "y", make_inputs(parse("norms:forward:f32:4x3x5:norm=layer"))),
     "eval-gradient-with-training-formula": ("vjp_eval", "dx", _scaled()),
     "invstd-taken-for-variance": ("vjp_eval", "dx", _scaled()),
     "inference-read-as-training": ("inference", "y", _scaled(offset=50.0)),

@@ -1,7 +1,7 @@
 """Sums over fields, decided exactly."""
 
 from fractions import Fraction
-from math import isqrt
+from math import inf, isqrt
 
 import mpmath
 import numpy as np
@@ -9,8 +9,8 @@ import pytest
 
 from refbn._formats import BINARY16, BINARY32, BINARY64
 from refbn.exact.numbers import Exact
-from refbn.exact.rounding import round_number
-from refbn.exact.sums import round_sum
+from refbn.exact.rounding import round_all, round_number
+from refbn.exact.sums import Sum, pairs, round_sum, rounded
 
 
 def term(a, b, n):
@@ -55,3 +55,22 @@ def test_tiny_and_huge_sums():
     assert round_sum(tiny, BINARY64) == 0.0
     huge = [term(0, 2**1100, 2), term(0, 2**1100, 3)]
     assert round_sum(huge, BINARY64) == float("inf")
+
+
+def test_numbers_vectors_and_sums_are_rounded_alike():
+    vector = Exact.vector([1, 2, 3], Fraction(1, 3))
+    assert np.array_equal(rounded(vector, BINARY32), round_all(vector, BINARY32))
+    root = Exact.number(2).sqrt()
+    (high,), (low,) = pairs(Sum((Exact.number(2).sqrt(), Exact.number(3).sqrt())))
+    assert (
+        high
+        == round_sum([root, Exact.number(3).sqrt()], BINARY64)
+        == rounded(Sum((root, Exact.number(3).sqrt())), BINARY64)[0]
+    )
+    known = sum(isqrt(n << 400) for n in (2, 3))  # √2 + √3 in units of 2^-200, at most 2 too small
+    assert abs((Fraction(high) + Fraction(low)) * 2**200 - known) <= Fraction(2) ** (200 - 106)
+    for one, other in zip(pairs(Sum((root,))), pairs(root), strict=True):
+        assert np.array_equal(one, other)
+    assert pairs(Sum(())) == (np.zeros(1), np.zeros(1))
+    (high,), (low,) = pairs(Sum((Exact.number(Fraction(2) ** 1030), root)))
+    assert high == inf and low == 0

@@ -109,17 +109,18 @@ def compose(composition: str, point: Point, w: Array) -> Gradients:
     }
 
 
-def script(adapter: str, operation: str) -> str:
+def script(adapter: str, operation: str, norm: str = "batch") -> str:
     """Return the lines that ask one of refbn's own adapters, by its name, for `Adapter.reproduction`."""
     asked = OPERATIONS[operation]
     kept = operation in ("running", "train_eval_train")
     names = (*asked.arrays, "eps", *(("batches", "momentum") if kept else ()))
+    given = [f"{name}={name}" for name in names] + [f'norm="{norm}"']
     return "\n".join(
         (
             "from dataclasses import fields",
             "from refbn.audit.adapters import load",
             "from refbn.audit.adapters._protocol import Inputs",
-            f"given = dict({', '.join(f'{name}={name}' for name in names)})",
+            f"given = dict({', '.join(given)})",
             'inputs = Inputs(**{f.name: given.get(f.name, given["gamma"]) for f in fields(Inputs)})',
             f'answer = load("{adapter}")[0].run("{operation}", inputs)',
         )

@@ -27,6 +27,8 @@ __all__ = [
     "Operation",
     "Unsupported",
     "installed",
+    "kind_and_groups",
+    "norms_of",
 ]
 
 Array = npt.NDArray[Any]
@@ -134,14 +136,14 @@ OPERATIONS: dict[str, Operation] = {op.name: op for op in (*TRAINING, *EVAL, *ST
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What one operation is run on. Arrays have the channels on axis 1 and the layout that the case asks for.
+    """What one operation is run on. Tensors have the channels on axis 1; arrays the layout that the case asks for.
 
     Attributes
     ----------
     x, dy, x_dot, w : ndarray
         Tensors of one shape and dtype.
     gamma, beta, gamma_dot, beta_dot : ndarray
-        Vectors, in the parameters' dtype.
+        In the parameters' dtype, of shape (C,); of the shape of one sample for layer norm.
     mean, var, mean_dot, var_dot : ndarray
         Frozen statistics and their directions, in the parameters' dtype.
     running_mean, running_var : ndarray
@@ -152,6 +154,8 @@ class Inputs:
         In the sense of the adapter's dialect.
     batches : tuple of ndarray
         Successive inputs of the operations that keep state.
+    norm : str
+        Which norm: ``batch``, ``layer``, ``instance``, or ``group`` with the number of groups, as in ``group2``.
     """
 
     x: Array
@@ -171,6 +175,7 @@ class Inputs:
     eps: float
     momentum: float | None
     batches: tuple[Array, ...] = field(default=())
+    norm: str = "batch"
 
 
 class Unsupported(Exception):
@@ -179,6 +184,18 @@ class Unsupported(Exception):
 
 class Broken(Exception):
     """Raised in a framework's place where its process ended or went on too long: no refusal that could be meant."""
+
+
+def kind_and_groups(norm: str) -> tuple[str, int]:
+    """Return a norm's kind, as adapters declare it, and the number of groups: ``("group", 2)`` for ``group2``."""
+    kind = norm.rstrip("0123456789")
+    return kind, int(norm[len(kind) :] or 1)
+
+
+def norms_of(adapter: Any) -> frozenset[str]:
+    """Return the kinds of norms that an adapter can be asked for: batch norm alone where it declares none."""
+    declared: frozenset[str] = getattr(adapter, "norms", frozenset({"batch"}))
+    return declared
 
 
 def installed(distribution: str) -> str | None:
@@ -190,7 +207,11 @@ def installed(distribution: str) -> str | None:
 
 
 class Adapter(Protocol):
-    """One framework's batch norm."""
+    """One framework's batch norm, and perhaps other norms.
+
+    An adapter of more than batch norm has ``norms``, a frozenset of kinds among ``batch``, ``layer``, ``group`` and
+    ``instance``, and looks at `Inputs.norm`.
+    """
 
     name: str
     dialect: Dialect

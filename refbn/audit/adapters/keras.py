@@ -244,6 +244,7 @@ class KerasTorch(_Layer, Torch):
     """Keras on PyTorch."""
 
     name = "keras-torch"
+    norms = frozenset({"batch"})
     backend = "torch"
     distributions = ("torch",)
     environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "torch"}

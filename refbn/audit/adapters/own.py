@@ -5,6 +5,9 @@ reverse `refbn.hvp`, reverse over forward `refbn.double_backward` again, as the 
 <D, Jᵀ dy>. Forward over forward is `refbn.taylor` where the backend has it. Three nested gradients have no public
 pass.
 
+Layer, group and instance norm have backends of their own: their default, `enclosure`, answers for `native` and `numba`.
+They have no `refbn.taylor`; y'' is made of `refbn.jvp` and `refbn.hvp`.
+
 `native`, `numba` and `exact` round every output of a pass correctly, so a single pass (forward, inference, vjp, jvp)
 gets the verdict ``exact``. A composition rounds between its passes and is ``accurate``, as is most of `reference`.
 """
@@ -21,7 +24,7 @@ import refbn
 from refbn import backends
 from refbn._formats import FORMATS, round_to
 from refbn.audit.adapters._composed import answer, script
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported, kind_and_groups
 from refbn.dialects import DIALECTS
 
 __all__ = ["Own"]
@@ -54,6 +57,7 @@ class Own:
     dialect = DIALECTS["torch"]
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
+    norms = frozenset({"batch", "layer", "group", "instance"})
     environment: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, backend: str) -> None:
@@ -85,7 +89,11 @@ class Own:
             raise Unsupported(f"{self.name}: no {operation}")
         asked = OPERATIONS[operation]
         if operation not in _SINGLE:
-            return script(self.name, operation)
+            return script(self.name, operation, inputs.norm)
+        if inputs.norm != "batch":
+            kind, groups = kind_and_groups(inputs.norm)
+            call = _CALLS[kind].format(groups=groups, backend=_normalization(self.backend))
+            return f"import refbn\nfwd = refbn.{call}\n{_SINGLE[operation]}"
         statistics = "x, mean, var" if asked.frozen else "x"
         name = "inference" if asked.frozen else "forward"
         return "\n".join(
@@ -137,7 +145,9 @@ class _OwnPoint:
         self.inputs, self.frozen, self.backend, self.has_taylor = inputs, frozen, backend, has_taylor
         options: dict[str, Any] = {"eps": inputs.eps, "backend": backend}
         affine = inputs.gamma, inputs.beta
-        if frozen:
+        if inputs.norm != "batch":
+            self.forward = _normalized(inputs, inputs.x, *affine, backend)
+        elif frozen:
             self.forward = refbn.inference(inputs.x, inputs.mean, inputs.var, *affine, **options)
         else:
             self.forward = refbn.forward(inputs.x, *affine, **options)
@@ -183,6 +193,10 @@ class _OwnPoint:
             if order > 2:
                 raise Unsupported("refbn.taylor takes no series of frozen statistics")
             return [self.y, self.jvp(), self._second_frozen()]
+        if i.norm != "batch":
+            if order > 2:
+                raise Unsupported(f"refbn.taylor knows no {kind_and_groups(i.norm)[0]} norm")
+            return [self.y, self.jvp(), self._second_of_groups()]
         if not self.has_taylor:
             if order > 2:
                 raise Unsupported(f"the backend {self.backend} has no taylor")
@@ -200,6 +214,16 @@ class _OwnPoint:
             backend=self.backend,
         )
         return [ys[0], ys[1], 2.0 * ys[2].astype(np.float64), *(6.0 * y.astype(np.float64) for y in ys[3:])]
+
+    def _second_of_groups(self) -> Array:
+        """y'' = γ·x̂'' + 2·γ̇·x̂', where x̂'' is hvp at dy = ẋ, as r·P is symmetric; in binary64."""
+        i = self.inputs
+        geometry = self.saved.geometry
+        wide = {name: getattr(i, name).astype(np.float64) for name in ("x", "x_dot", "gamma", "gamma_dot")}
+        saved = _normalized(i, wide["x"], None, None, self.backend).saved
+        gamma, gamma_dot = (geometry.ungrouped(geometry.rows(geometry.spread(wide[n]))) for n in ("gamma", "gamma_dot"))
+        bent = refbn.hvp(saved, wide["x_dot"], x_dot=wide["x_dot"]).dx
+        return np.asarray(gamma * bent + 2.0 * gamma_dot * refbn.jvp(saved, x_dot=wide["x_dot"]))
 
     def _second_frozen(self) -> Array:
         """y'' with every element seen as a channel of its own: there <D, hvp(dy = 1)> is y'', elementwise.
@@ -222,6 +246,29 @@ class _OwnPoint:
         saved = refbn.inference(elements(i.x)[None, :], *point, eps=i.eps, backend=self.backend).saved
         second = _present(refbn.hvp(saved, np.ones_like(own["x_dot"]), **own))
         return np.asarray(sum(own[f"{name[1:]}_dot"] * value for name, value in second.items())).reshape(i.x.shape)
+
+
+# The other norms: how they are called, and how a script writes it.
+_CALLS = {
+    "layer": 'layer_norm(x, gamma, beta, eps=eps, axes=tuple(range(1, x.ndim)), backend="{backend}")',
+    "group": 'group_norm(x, {groups}, gamma, beta, eps=eps, backend="{backend}")',
+    "instance": 'instance_norm(x, gamma, beta, eps=eps, backend="{backend}")',
+}
+
+
+def _normalized(inputs: Inputs, x: Array, gamma: Array | None, beta: Array | None, backend: str) -> refbn.Forward:
+    kind, groups = kind_and_groups(inputs.norm)
+    options: dict[str, Any] = {"eps": inputs.eps, "backend": _normalization(backend)}
+    if kind == "layer":
+        return refbn.layer_norm(x, gamma, beta, axes=tuple(range(1, x.ndim)), **options)
+    if kind == "group":
+        return refbn.group_norm(x, groups, gamma, beta, **options)
+    return refbn.instance_norm(x, gamma, beta, **options)
+
+
+def _normalization(backend: str) -> str:
+    """Return the other norms' backend that answers for one of batch norm's."""
+    return backend if backend in backends.NORMALIZATIONS else backends.NORMALIZATIONS[0]
 
 
 def _present(result: Any) -> dict[str, Array]:

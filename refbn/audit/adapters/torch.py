@@ -3,9 +3,13 @@
 Statistics of x: ``torch.nn.functional.batch_norm(training=True)``; frozen ones: ``training=False`` with mean and var as
 the running buffers, which PyTorch treats as constants; running statistics: ``torch.nn.BatchNorm1d/2d/3d``.
 
-Compositions are nested literally. Where only reverse mode occurs, `torch.autograd.grad` with ``create_graph=True`` is
-nested; as soon as forward mode takes part, `torch.func.grad` and `torch.func.jvp` are. The loss runs in
-binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's dtype on its way back.
+Other norms: ``torch.nn.functional.layer_norm``, ``group_norm`` and ``instance_norm``.
+
+A single gradient (vjp) is that of training, without ``create_graph``: some operators have another formula where it is
+to be differentiated again. Compositions, ``rev`` among them, are nested literally. Where only reverse mode occurs,
+`torch.autograd.grad` with ``create_graph=True`` is nested; as soon as forward mode takes part, `torch.func.grad` and
+`torch.func.jvp` are. The loss runs in binary64 on y as batch norm rounded it; autograd rounds the cotangent to y's
+dtype on its way back.
 """
 
 from __future__ import annotations
@@ -19,7 +23,14 @@ import numpy as np
 
 from refbn._formats import BFLOAT16, FORMATS
 from refbn.audit.adapters._nesting import nest
-from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported, installed
+from refbn.audit.adapters._protocol import (
+    OPERATIONS,
+    Array,
+    Inputs,
+    Unsupported,
+    installed,
+    kind_and_groups,
+)
 from refbn.dialects import DIALECTS
 
 __all__ = ["Torch"]
@@ -38,6 +49,7 @@ class Torch:
     operations = frozenset(OPERATIONS)
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = False
+    norms = frozenset({"batch", "layer", "group", "instance"})
     environment: ClassVar[Mapping[str, str]] = {}
     functional = False
     """Whether gradients are taken by `torch.func.grad` even where forward mode takes no part."""
@@ -65,15 +77,20 @@ class Torch:
         lines = [
             "import torch",
             f"{', '.join(arrays)} = ({_TENSOR[_narrow(inputs)]} for a in ({', '.join(arrays)}))",
-            f"bn = lambda x, gamma, beta: {self.expression(asked.frozen)}",
+            f"bn = lambda x, gamma, beta: {self.expression(asked.frozen, inputs.norm)}",
         ]
         if asked.composition == "":
             lines.append('answer = {"y": bn(x, gamma, beta)}')
-            if not asked.frozen:
-                lines.append("_, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)")
-                lines.append('answer |= {"mean": mean, "invstd": invstd}')
+            kind, groups = kind_and_groups(inputs.norm)
+            if not asked.frozen and kind in _OPERATORS:
+                lines.append(f"_, mean, invstd = torch.{_OPERATORS[kind].format(groups=groups)}")
+                lines.append(f'answer |= {{"mean": mean{_FLAT[kind]}, "invstd": invstd{_FLAT[kind]}}}')
         elif operation.startswith("vjp"):
-            lines.append("gradients = torch.func.vjp(bn, x, gamma, beta)[1](dy)")
+            if self.functional:
+                lines.append("gradients = torch.func.vjp(bn, x, gamma, beta)[1](dy)")
+            else:
+                lines.append("point = [tensor.requires_grad_() for tensor in (x, gamma, beta)]")
+                lines.append("gradients = torch.autograd.grad(bn(*point), point, dy, materialize_grads=True)")
             lines.append('answer = dict(zip(("dx", "dgamma", "dbeta"), gradients))')
         elif operation.startswith("jvp"):
             lines.append("direction = (x_dot, gamma_dot, beta_dot)")
@@ -82,8 +99,11 @@ class Torch:
             lines += _nested_script(asked.composition)
         return "\n".join([*lines, _ANSWER])
 
-    def expression(self, frozen: bool) -> str:
+    def expression(self, frozen: bool, norm: str = "batch") -> str:
         """Return `batch_norm` as an expression in x, gamma, beta, mean, var and eps, for scripts."""
+        if norm != "batch":
+            kind, groups = kind_and_groups(norm)
+            return f"torch.nn.functional.{_NORMS[kind].format(groups=groups)}"
         statistics = "mean, var" if frozen else "None, None"
         return f"torch.nn.functional.batch_norm(x, {statistics}, gamma, beta, training={not frozen}, eps=eps)"
 
@@ -106,6 +126,18 @@ class Torch:
 
         return normalize
 
+    def normalization(self, inputs: Inputs) -> Function:
+        """Return another norm as a function of (x, gamma, beta)."""
+        from torch.nn import functional
+
+        eps = inputs.eps
+        kind, groups = kind_and_groups(inputs.norm)
+        if kind == "layer":
+            return lambda x, gamma, beta: functional.layer_norm(x, gamma.shape, gamma, beta, eps)
+        if kind == "group":
+            return lambda x, gamma, beta: functional.group_norm(x, groups, gamma, beta, eps)
+        return lambda x, gamma, beta: functional.instance_norm(x, weight=gamma, bias=beta, eps=eps)
+
     def evaluate(self, function: Function, point: Tensors) -> Any:
         """Call a finished composition. `torch.compile`'s variant overrides this as well."""
         return function(*point)
@@ -116,7 +148,7 @@ class Torch:
         if operation in ("running", "train_eval_train"):
             return self._stateful(operation, inputs)
         asked = OPERATIONS[operation]
-        function = self.batch_norm(inputs, asked.frozen)
+        function = self.batch_norm(inputs, asked.frozen) if inputs.norm == "batch" else self.normalization(inputs)
         point = tuple(_tensor(a) for a in (inputs.x, inputs.gamma, inputs.beta))
         if asked.composition == "":
             return self._forward(function, point, inputs, asked.frozen)
@@ -127,7 +159,7 @@ class Torch:
             def scalar_product(*p: Tensor) -> Tensor:
                 return _inner((function(*p),), (dy,))
 
-            reverse = _reverse_functional if self.functional else _reverse
+            reverse = _reverse_functional if self.functional else _reverse_once
             return _gradients(self.evaluate(reverse(scalar_product), point if self.functional else _leaves(point)))
         if operation.startswith("jvp"):
             return {"y_dot": _array(self.evaluate(_forward_mode(function, direction), point))}
@@ -153,7 +185,17 @@ class Torch:
             # functional.batch_norm keeps its statistics to itself. The operator underneath returns them; they are the
             # same call's if y is the same. An empty batch takes another path, which knows no statistics.
             x, gamma, beta = point
-            again, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, inputs.eps)
+            kind, groups = kind_and_groups(inputs.norm)
+            if kind == "layer":
+                again, *statistics = torch.native_layer_norm(x, gamma.shape, gamma, beta, inputs.eps)
+                mean, invstd = (statistic.reshape(-1) for statistic in statistics)
+            elif kind == "group":
+                sizes = (len(x), x.shape[1], x[0, 0].numel(), groups)
+                again, mean, invstd = torch.native_group_norm(x.contiguous(), gamma, beta, *sizes, inputs.eps)
+            elif kind == "instance":  # it has no operator of its own
+                return answer
+            else:
+                again, mean, invstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, inputs.eps)
             if torch.allclose(again, y, rtol=0, atol=0, equal_nan=True):
                 answer |= {"mean": _array(mean), "invstd": _array(invstd)}
         return answer
@@ -197,6 +239,18 @@ _TENSOR = {
     False: "torch.from_numpy(a)",
     True: "torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.itemsize == 2 else torch.from_numpy(a)",
 }
+# The other norms' functions, and the operators beneath that return statistics, with what flattens these.
+_NORMS = {
+    "layer": "layer_norm(x, gamma.shape, gamma, beta, eps)",
+    "group": "group_norm(x, {groups}, gamma, beta, eps)",
+    "instance": "instance_norm(x, weight=gamma, bias=beta, eps=eps)",
+}
+_OPERATORS = {
+    "batch": "native_batch_norm(x, gamma, beta, None, None, True, 0.0, eps)",
+    "layer": "native_layer_norm(x, gamma.shape, gamma, beta, eps)",
+    "group": "native_group_norm(x.contiguous(), gamma, beta, len(x), x.shape[1], x[0, 0].numel(), {groups}, eps)",
+}
+_FLAT = {"batch": "", "layer": ".reshape(-1)", "group": ""}
 _ANSWER = "answer = {name: tensor.detach().double().numpy() for name, tensor in answer.items()}"
 
 
@@ -283,6 +337,13 @@ def _reverse(function: Function) -> Function:
         return tuple(torch.autograd.grad(value, point, create_graph=True, materialize_grads=True))
 
     return gradient
+
+
+def _reverse_once(function: Function) -> Function:
+    """Return the gradient as training takes it, which cannot be differentiated again."""
+    import torch
+
+    return lambda *point: tuple(torch.autograd.grad(function(*point), point, materialize_grads=True))
 
 
 def _reverse_functional(function: Function) -> Function:

@@ -35,6 +35,7 @@ class TorchNative(Torch):
     """The operator underneath, `torch.native_batch_norm`, which checks nothing and returns its statistics."""
 
     name = "torch-native"
+    norms = frozenset({"batch"})
     called = "torch.native_batch_norm"
     """The operator's name in scripts."""
     may_crash = True
@@ -60,7 +61,7 @@ class TorchNative(Torch):
             statistics = _tensor(inputs.mean), _tensor(inputs.var)
         return lambda *point: operator(*point, *statistics, not frozen, 0.0, inputs.eps)[0]
 
-    def expression(self, frozen: bool) -> str:
+    def expression(self, frozen: bool, norm: str = "batch") -> str:
         """See `Torch.expression`."""
         return f"{self.called}(x, gamma, beta, {'mean, var' if frozen else 'None, None'}, {not frozen}, 0.0, eps)[0]"
 
@@ -151,6 +152,7 @@ class TorchModule(Torch):
     """The modules `torch.nn.BatchNorm1d`, 2d and 3d, called through `torch.func.functional_call`."""
 
     name = "torch-module"
+    norms = frozenset({"batch"})
 
     def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
         """Return the module as a function of its parameters; in training it has no running statistics."""
@@ -167,7 +169,7 @@ class TorchModule(Torch):
 
         return normalize
 
-    def expression(self, frozen: bool) -> str:
+    def expression(self, frozen: bool, norm: str = "batch") -> str:
         """See `Torch.expression`; `reproduction` puts in the number of spatial axes."""
         parameters = '"weight": gamma, "bias": beta'
         if frozen:
@@ -185,13 +187,14 @@ class TorchChannelsLast(Torch):
     """Data in the memory format ``channels_last``, which has kernels of its own; with fewer axes, ones are added."""
 
     name = "torch-channels-last"
+    norms = frozenset({"batch"})
 
     def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
         """Return batch norm of channels-last data."""
         function = super().batch_norm(inputs, frozen)
         return lambda x, gamma, beta: function(_channels_last(x), gamma, beta).reshape(x.shape)
 
-    def expression(self, frozen: bool) -> str:
+    def expression(self, frozen: bool, norm: str = "batch") -> str:
         """See `Torch.expression`; `reproduction` puts in the memory format and the axes."""
         return super().expression(frozen).replace("(x,", "(x<axes>.contiguous(memory_format=<format>),") + "<back>"
 
@@ -256,7 +259,7 @@ class TorchCompile(Torch):
     def __init__(self, backend: str = "") -> None:
         compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
         self.backend = backend or ("inductor" if compiler else "aot_eager")
-        self._compiled: dict[tuple[bool, float], Function] = {}
+        self._compiled: dict[tuple[bool | str, float], Function] = {}
 
     def batch_norm(self, inputs: Inputs, frozen: bool) -> Function:
         """Return compiled batch norm; one function for all shapes and dtypes, which Dynamo compiles anew for some."""
@@ -274,6 +277,16 @@ class TorchCompile(Torch):
         if frozen:
             statistics = _tensor(inputs.mean), _tensor(inputs.var)
         return lambda *point: compiled(*point, *statistics)
+
+    def normalization(self, inputs: Inputs) -> Function:
+        """Return another norm, compiled."""
+        import torch
+
+        key = inputs.norm, inputs.eps
+        if key not in self._compiled:
+            plain = super().normalization(inputs)
+            self._compiled[key] = torch.compile(plain, backend=self.backend, fullgraph=True, dynamic=True)
+        return self._compiled[key]
 
     def evaluate(self, function: Function, point: Tensors) -> Any:
         """Call; compile as often as it takes, and let the backward be called as a part of a graph."""
@@ -295,7 +308,7 @@ class TorchCompile(Torch):
         lines = [
             "import torch",
             f"{arrays} = ({_TENSOR[_narrow(inputs)]} for a in ({arrays}))",
-            f"bn = lambda x, gamma, beta: {self.expression(frozen)}",
+            f"bn = lambda x, gamma, beta: {self.expression(frozen, inputs.norm)}",
             f'bn = torch.compile(bn, backend="{self.backend}", fullgraph=True, dynamic=True)',
         ]
         if gradient:

@@ -11,6 +11,9 @@ The notation is that of `refbn.reference`: per channel d = x − μ, r = 1/√(v
     K(u, g) = −γ·r²·[mean(x̂g)·P u + mean(x̂u)·P g + x̂·mean(u·P g)].
 
 Inside a member, tensors are matrices of shape (C, m) and vectors are columns (C, 1).
+
+In layer, group and instance norm the rows are groups, G of them, and γ and β are matrices (G, m) as well: γ goes into
+the projection, dx = r·P(γ·g). A member makes its mistake in these norms too, unless its ``norms`` says otherwise.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import numpy.typing as npt
 
 import refbn
 from refbn._formats import FORMATS, load, round_to
+from refbn._geometry import Geometry
 from refbn.audit.adapters._composed import answer, script
 from refbn.audit.adapters._protocol import OPERATIONS, Array, Inputs, Unsupported
+from refbn.audit.cases import geometry_of
 from refbn.dialects import DIALECTS
 
 __all__ = ["ZOO", "Control"]
@@ -153,6 +158,16 @@ class _Training(_Point):
     fewest: ClassVar[int] = 2
     """How many values a channel must have."""
 
+    @property
+    def inside(self) -> Matrix | float:
+        """The factor of g that the projection sees: γ in other norms, where it varies within a row."""
+        return 1.0
+
+    @property
+    def outside(self) -> Matrix | float:
+        """The factor of what has been projected."""
+        return self.gamma
+
     def prepare(self, x: Matrix) -> None:
         """Set mean, var, r and x̂. Channels of extreme size are scaled by a power of two on the way."""
         if x.shape[1] < self.fewest:
@@ -202,9 +217,12 @@ class _Training(_Point):
 
     def kernel(self, u: Matrix, g: Matrix) -> Matrix:
         """Return K(u, g)."""
+        return np.asarray(-self.gamma * self.r * (self.r * self.bracket(u, g)))
+
+    def bracket(self, u: Matrix, g: Matrix) -> Matrix:
+        """Return K's bracket."""
         pu, pg = self.project(u), self.project(g)
-        bracket = self.average(self.xhat * g) * pu + self.average(self.xhat * u) * pg + self.third(u, pg)
-        return np.asarray(-self.gamma * self.r * (self.r * bracket))
+        return np.asarray(self.average(self.xhat * g) * pu + self.average(self.xhat * u) * pg + self.third(u, pg))
 
     def third(self, u: Matrix, pg: Matrix) -> Matrix:
         """Return the third term of K's bracket."""
@@ -217,7 +235,7 @@ class _Training(_Point):
     def pull(self, g: Matrix) -> Moved:
         """Return dx = γ·r·P g, dγ = Σ g·x̂, dβ = Σ g."""
         return {
-            "dx": self.gamma * self.r_backward * self.project_backward(g),
+            "dx": self.outside * self.r_backward * self.project_backward(self.inside * g),
             "dgamma": self.total(g * self.xhat),
             "dbeta": self.total(g),
         }
@@ -239,6 +257,84 @@ class _Training(_Point):
         """Return K(ẋ, ẋ) + 2·γ̇·r·Pẋ."""
         u = self.direction["x"]
         return np.asarray(self.kernel(u, u) + 2.0 * self.direction["gamma"] * self.r * self.project(u))
+
+
+class _Grouped(_Training):
+    """Another norm than batch norm, where γ varies within a row and is shared by several.
+
+    A member's class comes before this one and after `_Training` (see `_grouped`), so that its mistake is made here.
+    """
+
+    fewest = 1
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How the norm splits the axes."""
+        return geometry_of(self.inputs.norm, self.inputs.x.shape)
+
+    @property
+    def inside(self) -> Matrix:
+        """γ."""
+        return self.gamma
+
+    @property
+    def outside(self) -> float:
+        """Nothing."""
+        return 1.0
+
+    def matrix(self, tensor: Array) -> Matrix:
+        """Return (G, m) of a tensor, in binary64; infinities become NaN."""
+        return load(self.geometry.grouped(tensor))
+
+    def column(self, vector: Array) -> Matrix:
+        """Return (G, m) of what lies on gamma's axes, in binary64."""
+        return load(self.geometry.rows(self.geometry.spread(vector)))
+
+    def tensor(self, values: Matrix) -> Array:
+        """Round a matrix to the case's dtype and bring it into x's shape."""
+        whole = np.broadcast_to(values, (self.geometry.groups, self.geometry.count))
+        return self.geometry.ungrouped(round_to(whole, self.inputs.x.dtype))
+
+    def vector(self, column: Matrix) -> Array:
+        """Round a statistic to the parameters' dtype."""
+        return round_to(column[:, 0], self.inputs.gamma.dtype).reshape(self.geometry.group_shape)
+
+    def pull(self, g: Matrix) -> Moved:
+        """Return dx = r·P(γ·g) and the elements that dγ and dβ add up."""
+        return super().pull(g) | {"dgamma": g * self.xhat, "dbeta": g}
+
+    def turn(self, g: Matrix) -> Moved:
+        """Return d/dt of r·P(γ·g) for x, the elements of Σ g·r·Pẋ for γ."""
+        to, scaled = self.direction, self.gamma * g
+        bent = -self.r * (self.r * self.bracket(to["x"], scaled))
+        return {
+            "dx": bent + self.r * self.project(to["gamma"] * g),
+            "dgamma": g * (self.r * self.project(to["x"])),
+        }
+
+    def store(self, gradients: Moved) -> dict[str, Array]:
+        """Round gradients; of dγ and dβ the sums over what each element scales."""
+        stored = {}
+        for name, g in gradients.items():
+            if name == "dx":
+                stored[name] = self.tensor(g)
+            else:
+                whole = np.broadcast_to(g, (self.geometry.groups, self.geometry.count))
+                sums = self.total(self.geometry.by_affine(whole))
+                stored[name] = round_to(sums[:, 0], self.inputs.gamma.dtype).reshape(self.geometry.affine_shape)
+        return stored
+
+    @cached_property
+    def direction(self) -> Moved:
+        """The direction D."""
+        i = self.inputs
+        return {"x": self.matrix(i.x_dot), "gamma": self.column(i.gamma_dot), "beta": self.column(i.beta_dot)}
+
+
+def _grouped(training: type[_Point]) -> type[_Point]:
+    """Return a member's batch norm as another norm."""
+    bases = (_Grouped,) if training is _Training else (training, _Grouped)
+    return cast("type[_Point]", type(training.__name__, bases, {}))
 
 
 class _Frozen(_Point):
@@ -315,6 +411,8 @@ class Control:
         Where the mistake was made in public, if that is known.
     training, frozen : type
         The batch norm at a point, with statistics of x and with given ones.
+    norms : frozenset of str
+        The norms that can have the mistake.
     depends_on_order : bool
         Whether the results depend on the order of summation or the like, so that another program with the same
         mistake has errors of the same size, but not the same ones.
@@ -327,6 +425,7 @@ class Control:
     thread: str = ""
     training: type[_Point] = _Training
     frozen: type[_Point] = _Frozen
+    norms: frozenset[str] = frozenset({"batch", "layer", "group", "instance"})
     depends_on_order: ClassVar[bool] = False
     variants: ClassVar[tuple[dict[str, int], ...]] = ({},)
 
@@ -351,14 +450,15 @@ class Control:
 
     def reproduction(self, operation: str, inputs: Inputs) -> str:
         """See `Adapter.reproduction`."""
-        return script(f"zoo-{type(self).name}", operation)
+        return script(f"zoo-{type(self).name}", operation, inputs.norm)
 
     def run(self, operation: str, inputs: Inputs) -> dict[str, Array]:
         """Run one operation; see `Adapter.run`."""
         with np.errstate(all="ignore"):
             if operation in ("running", "train_eval_train"):
                 return self._stateful(operation, inputs)
-            point = (self.frozen if OPERATIONS[operation].frozen else self.training)(inputs)
+            training = self.training if inputs.norm == "batch" else _grouped(self.training)
+            point = (self.frozen if OPERATIONS[operation].frozen else training)(inputs)
             return self._forward(point) if operation == "forward" else answer(operation, point, inputs)
 
     def blend(self, old: Matrix, new: Matrix, weight: Fraction) -> Matrix:
@@ -419,11 +519,11 @@ def _serial(point: _Point, values: Matrix, parts: int, lanes: int) -> Matrix:
     """Return each channel's sum, added up one after the other in the working precision."""
     working = _working(point)
     narrow = values.astype(working)
-    if parts == 0:
+    if parts == 0 and point.inputs.norm == "batch":
         samples = narrow.reshape(len(values), point.inputs.x.shape[0], -1)
         narrow, parts = samples.cumsum(axis=2, dtype=working)[:, :, -1], 1
     total = np.zeros((len(values), 1), working)
-    for part in np.array_split(narrow, parts, axis=1):
+    for part in np.array_split(narrow, max(parts, 1), axis=1):
         for lane in range(lanes):
             if part[:, lane::lanes].shape[1]:
                 total = total + part[:, lane::lanes].cumsum(axis=1, dtype=working)[:, -1:]
@@ -795,7 +895,7 @@ class DetachedVariance(Control):
         def project(self, u: Matrix) -> Matrix:
             return u - self.average(u)
 
-        def kernel(self, u: Matrix, g: Matrix) -> Matrix:
+        def bracket(self, u: Matrix, g: Matrix) -> Matrix:
             return np.zeros_like(u)  # y is then linear in x
 
 
@@ -809,7 +909,7 @@ class DetachedStatistics(Control):
         def project(self, u: Matrix) -> Matrix:
             return u
 
-        def kernel(self, u: Matrix, g: Matrix) -> Matrix:
+        def bracket(self, u: Matrix, g: Matrix) -> Matrix:
             return np.zeros_like(u)
 
 
@@ -828,6 +928,7 @@ class GammaGradientWithoutInvstd(Control):
     """dγ sums g·(x − μ) and forgets the factor 1/√(v + ε)."""
 
     name = "gamma-gradient-without-invstd"
+    norms = frozenset({"batch"})
     family = "composition"
 
     class training(_Training):
@@ -877,8 +978,9 @@ class ConstantStatisticsInJvp(Control):
         def vjp_of_jvp(self, dy: Array) -> dict[str, Array]:
             g, centred, gamma_dot = self.matrix(dy), self.centred_direction, self.direction["gamma"]
             # of <g, γ·r·(c − x̂·mean(x̂c)) + γ̇·x̂>, where x reaches x̂ = (x − μ)·r alone and c = ẋ − mean(ẋ)
-            bracket = g * self.average(self.xhat * centred) + centred * self.average(self.xhat * g)
-            stale = {"dx": self.r * (gamma_dot * g - self.gamma * self.r * bracket)}
+            h = self.inside * g
+            bracket = h * self.average(self.xhat * centred) + centred * self.average(self.xhat * h)
+            stale = {"dx": self.r * (gamma_dot * g - self.outside * self.r * bracket)}
             return self.store(self.turn(g) | stale)
 
         def bend(self) -> Matrix:
@@ -893,6 +995,36 @@ class ConstantStatisticsInJvp(Control):
             return u - self.average(u)
 
 
+# ---- mistakes of layer and group norm ----------------------------------------------------------------------------
+
+
+class GammaOutsideProjection(Control):
+    """The backward is batch norm's, dx = γ·r·P g, with γ outside the projection, though it varies within a group."""
+
+    name = "gamma-outside-projection"
+    family = "norms"
+    norms = frozenset({"layer", "group"})
+
+    class training(_Training):
+        def pull(self, g: Matrix) -> Moved:
+            return super().pull(g) | {"dx": self.gamma * self.r_backward * self.project_backward(g)}
+
+
+class StatisticsOverTheLastAxis(Control):
+    """The statistics run over x's last axis alone, not over all axes that belong to the group."""
+
+    name = "statistics-over-the-last-axis"
+    family = "norms"
+    norms = frozenset({"layer", "group"})
+
+    class training(_Training):
+        def average(self, values: Matrix) -> Matrix:
+            last = values.reshape(
+                len(values), -1, self.inputs.x.shape[-1] if self.inputs.x.ndim > 2 else values.shape[1]
+            )
+            return np.broadcast_to(last.mean(axis=2, keepdims=True), last.shape).reshape(values.shape)
+
+
 # ---- mistakes in evaluation mode ---------------------------------------------------------------------------------
 
 
@@ -900,6 +1032,7 @@ class EvalGradientWithTrainingFormula(Control):
     """With frozen statistics the backward still projects, as if they depended on x."""
 
     name = "eval-gradient-with-training-formula"
+    norms = frozenset({"batch"})
     family = "conditioning"
     thread = "pytorch#586"
 
@@ -914,6 +1047,7 @@ class InvstdTakenForVariance(Control):
     """The backward of evaluation mode is handed invstd and takes it for a variance: it uses 1/√(invstd + ε)."""
 
     name = "invstd-taken-for-variance"
+    norms = frozenset({"batch"})
     family = "conditioning"
     thread = "FlagGems#5222"
 
@@ -927,6 +1061,7 @@ class InferenceReadAsTraining(Control):
     """Evaluation mode normalizes by the batch's statistics."""
 
     name = "inference-read-as-training"
+    norms = frozenset({"batch"})
     family = "conditioning"
     thread = "onnx#5799"
     frozen = _Training
@@ -964,6 +1099,7 @@ class StaleAccumulator(Control):
     """The buffer of dγ is not cleared: from the second call on, it holds the sum over all calls."""
 
     name = "stale-accumulator"
+    norms = frozenset({"batch"})
     family = "state"
 
     def __init__(self) -> None:
@@ -984,6 +1120,7 @@ class RunningStatisticsInTraining(Control):
     """Training normalizes by the running mean after this batch, so its output depends on the momentum."""
 
     name = "running-statistics-in-training"
+    norms = frozenset({"batch"})
     family = "state"
 
     class training(_Training):
@@ -998,6 +1135,7 @@ class RunningWithoutDecay(Control):
     """The running statistics add momentum·new but do not shrink the old value by 1 − momentum."""
 
     name = "running-without-decay"
+    norms = frozenset({"batch"})
     family = "state"
 
     def blend(self, old: Matrix, new: Matrix, weight: Fraction) -> Matrix:
@@ -1009,6 +1147,7 @@ class RunningCorrectedTwice(Control):
     """The running variance gets Bessel's m/(m − 1) where the batch's variance has it already."""
 
     name = "running-corrected-twice"
+    norms = frozenset({"batch"})
     family = "state"
 
     def unbiased(self, var: Matrix, count: int) -> Matrix:
@@ -1020,6 +1159,7 @@ class RunningVarianceOfOneValue(Control):
     """One value in a channel is not refused: Bessel's m/(m − 1) is 1/0, and the running variance NaN from then on."""
 
     name = "running-variance-of-one-value"
+    norms = frozenset({"batch"})
     family = "state"
     thread = "pytorch#1381"
 
@@ -1061,6 +1201,8 @@ ZOO: dict[str, type[Control]] = {
         DroppedThirdTerm,
         CubedInvstd,
         ConstantStatisticsInJvp,
+        GammaOutsideProjection,
+        StatisticsOverTheLastAxis,
         EvalGradientWithTrainingFormula,
         InvstdTakenForVariance,
         InferenceReadAsTraining,

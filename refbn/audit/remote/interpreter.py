@@ -129,6 +129,7 @@ class Remote:
         self.name: str = declared["name"]
         self.dialect = Dialect(**declared["dialect"])
         self.operations = frozenset(declared["operations"])
+        self.norms = frozenset(declared["norms"])
         self.dtypes = frozenset(declared["dtypes"])
         self.differentiates_statistics: bool = declared["differentiates_statistics"]
         self.environment: Mapping[str, str] = declared["environment"]

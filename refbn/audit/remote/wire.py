@@ -143,7 +143,13 @@ def pack_inputs(inputs: Inputs) -> tuple[Message, list[memoryview]]:
         for name, array in arrays.items()
     }
     momentum = None if inputs.momentum is None else float(inputs.momentum)
-    head = {"arrays": described, "eps": float(inputs.eps), "momentum": momentum, "batches": len(inputs.batches)}
+    head = {
+        "arrays": described,
+        "eps": float(inputs.eps),
+        "momentum": momentum,
+        "batches": len(inputs.batches),
+        "norm": inputs.norm,
+    }
     return head, [memory(array) for array in arrays.values()]
 
 
@@ -153,7 +159,7 @@ def unpack_inputs(head: Message, parts: Iterable[Part]) -> Inputs:
         name: lay_out(described, part) for (name, described), part in zip(head["arrays"].items(), parts, strict=True)
     }
     batches = tuple(arrays.pop(f"batches[{i}]") for i in range(head["batches"]))
-    return Inputs(**arrays, eps=head["eps"], momentum=head["momentum"], batches=batches)
+    return Inputs(**arrays, eps=head["eps"], momentum=head["momentum"], batches=batches, norm=head["norm"])
 
 
 def lay_out(described: Message, part: Part) -> Array:

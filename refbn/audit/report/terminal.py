@@ -45,9 +45,13 @@ _LONG: dict[Verdict, str] = {
     "wrong": "WRONG",
 }
 _SHORT_FAMILIES = dict(
-    zip(FAMILIES, ("comp.", "cond.", "shape", "layout", "struct", "state", "spec.", "types", "exact"), strict=True)
+    zip(
+        FAMILIES,
+        ("comp.", "cond.", "shape", "layout", "struct", "state", "spec.", "types", "exact", "norms"),
+        strict=True,
+    )
 )
-_WIDE = 110
+_WIDE = 122
 _KEY = "ok: accurate · dial.: dialect · NONF: nonfinite · RAISE: raises · –: unsupported"
 
 
