@@ -4,4 +4,5 @@ import sys
 
 from refbn.audit.cli import main
 
-sys.exit(main(["audit", *sys.argv[1:]]))
+if __name__ == "__main__":  # the jobs of an audit import this module as well
+    sys.exit(main(["audit", *sys.argv[1:]]))

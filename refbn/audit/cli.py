@@ -120,6 +120,12 @@ def _add_audit(commands: Commands) -> None:
         default=TIMEOUT,
         help="how long one case may take in a process of its own (default: %(default)g)",
     )
+    audit.add_argument(
+        "--jobs",
+        metavar="NUMBER",
+        type=_count,
+        help="how many processes share the cases (default: one for each core that may be used)",
+    )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
     for form, meaning in _FILES.items():
         audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
@@ -153,6 +159,13 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError(text)
     return seconds
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
 
 
 def _version() -> str:
@@ -206,18 +219,25 @@ def _run(
 ) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, diagnosis, known, runner
+    from refbn.audit import detail, diagnosis, jobs, known, runner
     from refbn.audit.report import terminal
     from refbn.audit.report.run import make_run, scripts
 
     console = Console(highlight=False)
     mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
-    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(8.0 if options.quick else 120.0)
+    seconds = None if options.no_diagnosis or mistakes else 8.0 if options.quick else 120.0
+    reasons = None if seconds is None else diagnosis.Diagnosis(seconds)
+    several = min(options.jobs or jobs.available(), len(jobs.groups_of(cases)) // jobs.GROUPS)
     if options.case:
         findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
     else:
         with _progress() as progress:
-            findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
+            if several > 1:
+                which = options.framework, options.python, options.timeout
+                names = [adapter.name for adapter in chosen.adapters]
+                findings = jobs.run_jobs(*which, names, cases, several, progress, seconds)
+            else:
+                findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
     findings = known.mark(findings, accepted)
     wanted = any(getattr(options, name) for name in _FILES if name != "junit")
     run = make_run(

@@ -313,8 +313,6 @@ def evaluate(
     names = ("x", "gamma", "beta", "mean", "var") if frozen else ("x", "gamma", "beta")
     point = {name: values[name] for name in names}
     definition = program.frozen if frozen else program.batch_norm
-    moving = names if differentiates_statistics else names[:3]
-    directions = {name: values[f"{name}_dot"] for name in moving}
     if composition == "":
         y = definition(**point, eps=eps)
         if frozen:
@@ -325,6 +323,7 @@ def evaluate(
     if operation.startswith("vjp"):
         found = derivatives(definition, given, cotangent=values["dy"], wanted=names)
         return {f"d{name}": found.gradient[name] for name in names}
+    directions = {name: values[f"{name}_dot"] for name in (names if differentiates_statistics else names[:3])}
     if operation.startswith("jvp"):
         return {"y_dot": derivatives(definition, given, order=1, directions=directions).value}
 
@@ -429,9 +428,11 @@ def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -
     Values that are not finite stand as 0, and a channel without variance gets some: what comes out for them is masked.
     """
     columns: dict[str, list[Exact]] = {}
+    asked = {name: _exact_rows(rows.values[name]) for name in dict.fromkeys((*case.op.arrays, "x"))}
+    asked_batches = [_exact_rows(batch) for batch in rows.batches]
     for channel in range(case.shape[1]):
-        values = {name: _exact(array[channel]) for name, array in rows.values.items()}
-        batches = [_exact(batch[channel]) for batch in rows.batches]
+        values = {name: numbers[channel] for name, numbers in asked.items()}
+        batches = [numbers[channel] for numbers in asked_batches]
         if rows.singular[channel]:
             values["x"] = Exact.vector(range(rows.values["x"].shape[1]))
             values["var"] = Exact.number(1)
@@ -452,7 +453,7 @@ def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -
                 False,
             )
         if rows.singular[channel] and "mean" in found:  # these two exist all the same
-            found["mean"], _, found["var"] = program.moments(_exact(rows.values["x"][channel]))
+            found["mean"], _, found["var"] = program.moments(asked["x"][channel])
         for name, number in found.items():
             length = None if name in _VECTOR_OUTPUTS else rows.values["x"].shape[1]
             columns.setdefault(name, []).append(Exact.zeros(length) if number is None else number)
@@ -579,7 +580,7 @@ def _of_nothing(case: Case, rows: _Rows) -> dict[str, Expected]:
         vector = name in _VECTOR_OUTPUTS
         shape = channels if vector else case.shape
         value = rows.values[name] if name in rows.values and name.startswith("running") else np.zeros(channels)
-        exact = tuple(_exact(v) for v in value) if vector else (Exact.zeros(0),) * channels[0]
+        exact = tuple(_exact_rows(value)) if vector else (Exact.zeros(0),) * channels[0]
         truths[name] = Expected(
             name=name,
             form=case.format,
@@ -623,16 +624,22 @@ def _statistics_by_name(case: Case, truth: Mapping[str, Expected]) -> Iterator[t
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 
-def _exact(values: Doubles | np.float64) -> Exact:
-    """Return a row as an exact vector, one value as an exact number; what is not finite becomes 0."""
-    finite = np.where(np.isfinite(values), values, 0.0)
-    mantissas, exponents = np.frexp(finite)
+def _exact_rows(array: Doubles) -> list[Exact]:
+    """Return each row of a matrix as an exact vector, each value of a vector as an exact number.
+
+    What is not finite becomes 0.
+    """
+    mantissas, exponents = np.frexp(np.where(np.isfinite(array), array, 0.0))
     integers = np.ldexp(mantissas, 53).astype(np.int64)
     exponents = np.where(integers == 0, 0, exponents.astype(np.int64) - 53)
-    lowest = int(exponents.min(initial=0))
-    shifted = [int(i) << int(e) for i, e in zip(integers.flat, (exponents - lowest).flat, strict=True)]
-    scale = Fraction(2) ** lowest
-    return Exact.vector(shifted, scale) if finite.ndim else Exact.number(shifted[0] * scale)
+    if array.ndim == 1:
+        return [Exact.number(i * Fraction(2) ** e) for i, e in zip(integers.tolist(), exponents.tolist(), strict=True)]
+    lowest = exponents.min(axis=1, initial=0)
+    shifts = (exponents - lowest[:, None]).tolist()
+    return [
+        Exact.vector([i << e for i, e in zip(row, shift, strict=True)], Fraction(2) ** low)
+        for row, shift, low in zip(integers.tolist(), shifts, lowest.tolist(), strict=True)
+    ]
 
 
 def _assemble(parts: list[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:

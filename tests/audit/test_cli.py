@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refbn.audit import adapters, cli
+from refbn.audit import adapters, cli, jobs
 from refbn.audit.cases import FAMILIES, parse
 from refbn.audit.families import all_cases
 
@@ -25,6 +25,7 @@ STAND_INS = {
 def _stand_ins(monkeypatch):
     monkeypatch.setattr(adapters, "ADAPTERS", STAND_INS)
     monkeypatch.setattr(adapters, "BY_DEFAULT", ("perfect", "missing"))
+    monkeypatch.setattr(jobs, "available", lambda: 1)  # another process would know nothing of this
 
 
 def run(capsys, *arguments):
