@@ -38,7 +38,7 @@ __all__ = ["main"]
 
 _NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
 _FILES = {
-    "json": "every finding, from which all other forms can be made again",
+    "json": "every finding, from which all other forms can be made again (compressed, if FILE ends in .gz)",
     "junit": "JUnit XML, for continuous integration",
     "markdown": "Markdown",
     "html": "one self-contained page",
@@ -129,7 +129,13 @@ def _add_audit(commands: Commands) -> None:
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
     for form, meaning in _FILES.items():
         audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
-    audit.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing, render a run saved with --json")
+    audit.add_argument(
+        "--from-json",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="run nothing, render a run saved with --json; given several times, those of several frameworks as one",
+    )
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
     audit.add_argument(
         "--reproduce", metavar="ID", help="print a script that shows a finding without refbn: its id, or a descriptor"
@@ -259,7 +265,7 @@ def _run(
 
 
 def _render(options: argparse.Namespace) -> int:
-    """Render a run that was saved."""
+    """Render a run that was saved, or several."""
     given = [
         name for name in ("case", "list", "all", "python", "family", "operation", "dtype") if getattr(options, name)
     ]
@@ -270,8 +276,9 @@ def _render(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from refbn.audit.report import document, terminal
+    from refbn.audit.report.run import merge
 
-    run = document.read(options.from_json)
+    run = merge([document.read(path) for path in options.from_json])
     console = Console(highlight=False)
     terminal.print_report(run, console)
     terminal.print_gone(run, console)

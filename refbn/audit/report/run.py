@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from refbn._errors import DomainError
 from refbn.audit.adapters._protocol import OPERATIONS, Adapter
 from refbn.audit.compare import VERDICTS, Verdict, worst
 from refbn.audit.remote.interpreter import Remote
@@ -24,6 +26,7 @@ __all__ = [
     "fails",
     "groups",
     "make_run",
+    "merge",
     "numbers",
     "scripts",
     "severity",
@@ -138,6 +141,40 @@ def make_run(
         findings=tuple(findings),
         scripts=dict(scripts or {}),
         gone=tuple(map(str, gone)),
+    )
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Return the runs of several sets of frameworks as one.
+
+    Raises
+    ------
+    DomainError
+        If they did not ask the same cases in the same way, or if a framework is in two of them.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what in ("refbn", "environment", "depth", "cases"):
+            one, other = getattr(first, what), getattr(run, what)
+            if one != other:
+                raise DomainError(
+                    f"from_json: {what} is {one!r} in one run and {other!r} in another", argument="from_json"
+                )
+        if {f.case for f in run.findings} != {f.case for f in first.findings}:
+            raise DomainError("from_json: the runs have not asked the same cases", argument="from_json")
+    frameworks = [framework for run in runs for framework in run.frameworks]
+    names = [framework.name for framework in frameworks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DomainError(f"from_json: {', '.join(twice)} is in more than one run", argument="from_json")
+    return dataclasses.replace(
+        first,
+        date=max(run.date for run in runs),
+        frameworks=tuple(frameworks),
+        missing=tuple(dict.fromkeys(name for run in runs for name in run.missing if name not in names)),
+        findings=tuple(finding for run in runs for finding in run.findings),
+        scripts={name: script for run in runs for name, script in run.scripts.items()},
+        gone=tuple(dict.fromkeys(gone for run in runs for gone in run.gone)),
     )
 
 
