@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from refbn.audit import adapters, cli, jobs
+from refbn import cli
+from refbn.audit import adapters, jobs
 from refbn.audit.diagnosis import Diagnosis
 from refbn.audit.families import all_cases
 from refbn.audit.runner import run_cases

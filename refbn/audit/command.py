@@ -1,4 +1,4 @@
-"""The command line: ``refbn audit [FRAMEWORK…]``.
+"""``refbn audit [FRAMEWORK…]``.
 
 Exit status: 0 when nothing is worse than lossy, 1 when something is wrong (wrong, nonfinite, or raises where a result
 is due) and not listed as known, 2 on bad use.
@@ -7,15 +7,14 @@ is due) and not listed as known, 2 on bad use.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import refbn
 from refbn._errors import RefbnError
 from refbn._formats import FORMATS
 from refbn.audit import adapters
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a subcommand is added to. It sets ``command``, a function from the options to the exit status."""
 
-__all__ = ["main"]
+__all__ = ["BadUse", "add_command"]
 
 _NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
 _FILES = {
@@ -45,53 +44,12 @@ _FILES = {
 }
 
 
-class BadUse(Exception):
+class BadUse(RefbnError, ValueError):
     """What the user asked for cannot be done; the message says why."""
 
 
-def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Commands], None]] = ()) -> int:
-    """Run the command line and return its exit status.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process by default.
-    more : sequence of callable
-        Add further subcommands (`refbn.cli` has those of other rooms).
-    """
-    parser = _parser(more)
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
-        return stop.code if isinstance(stop.code, int) else 2
-    if options.command is None:
-        parser.print_help()
-        return 2
-    try:
-        status: int = options.command(options)
-    except (BadUse, RefbnError) as error:
-        print(f"refbn: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `refbn audit --list | head`
-        sys.stderr.close()
-        return 0
-    return status
-
-
-# ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-def _parser(more: Sequence[Callable[[Commands], None]]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="refbn", description="The ground truth for batch normalization.")
-    parser.add_argument("--version", action="version", version=f"refbn {_version()}")
-    parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_audit, *more):
-        add(commands)
-    return parser
-
-
-def _add_audit(commands: Commands) -> None:
+def add_command(commands: Commands) -> None:
+    """Add the subcommand."""
     audit = commands.add_parser(
         "audit",
         help="compare a framework's batch norm with the exact truth",
@@ -174,13 +132,6 @@ def _count(text: str) -> int:
     return count
 
 
-def _version() -> str:
-    try:
-        return metadata.version("refbn")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
 # ---- the audit -----------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +202,7 @@ def _run(
         chosen.adapters,
         "case" if options.case else depth,
         len(cases),
-        _version(),
+        refbn.__version__,
         missing=chosen.missing,
         scripts=scripts(findings, chosen.adapters) if wanted else {},
         gone=known.gone(findings, accepted),
