@@ -13,10 +13,11 @@ than most cases take.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TYPE_CHECKING
 
 from refbn._errors import RefbnError
@@ -128,8 +129,17 @@ _diagnosis: Diagnosis | None = None
 
 def _begin(names: Sequence[str], pythons: Sequence[str], timeout: float, seconds: float | None) -> None:
     global _chosen, _diagnosis
+    threading.Thread(target=_end_with_the_audit, daemon=True).start()
     _chosen = choose(names, pythons, timeout)
     _diagnosis = None if seconds is None else Diagnosis(seconds)
+
+
+def _end_with_the_audit() -> None:
+    """Wait for the end of the process that started this one: if it is killed, a job would wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _ask(cases: Sequence[Case]) -> tuple[list[list[list[Finding]]], dict[str, Evidence]]:

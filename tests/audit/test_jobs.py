@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +70,21 @@ def test_as_many_jobs_as_cores_but_not_too_many(monkeypatch):
     assert jobs.available() == 3
     monkeypatch.setattr(jobs.os, "sched_getaffinity", lambda _: set(range(300)), raising=False)
     assert jobs.available() == jobs.MOST
+
+
+def test_jobs_end_with_the_audit():
+    """Killed, it leaves no process behind: each holds its standard output, which ends only when all have ended."""
+    code = (
+        "from refbn.audit import jobs\n"
+        "from refbn.audit.families import all_cases\n"
+        "if __name__ == '__main__':\n"
+        "    told = lambda *_: print('told', flush=True)\n"
+        "    jobs.run_jobs(['refbn-exact'], [], 60.0, ['refbn-exact'], all_cases('full'), 2, told)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "audit.py"
+        script.write_text(code)
+        audit = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        assert audit.stdout.readline() == "told\n"
+        audit.kill()
+        audit.communicate(timeout=60)
