@@ -425,7 +425,7 @@ def expect_from(case: Case, inputs: Inputs, conventions: Conventions) -> dict[st
 def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -> dict[str, tuple[Exact, ...]]:
     """Run the definition over exact numbers, channel by channel.
 
-    Values that are not finite stand as 0, and a channel without variance gets some: what comes out for them is masked.
+    Values that are not finite stand as 0, and ε is 1 where it and a variance are both zero: what comes out is masked.
     """
     columns: dict[str, list[Exact]] = {}
     asked = {name: _exact_rows(rows.values[name]) for name in dict.fromkeys((*case.op.arrays, "x"))}
@@ -433,9 +433,7 @@ def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -
     for channel in range(case.shape[1]):
         values = {name: numbers[channel] for name, numbers in asked.items()}
         batches = [numbers[channel] for numbers in asked_batches]
-        if rows.singular[channel]:
-            values["x"] = Exact.vector(range(rows.values["x"].shape[1]))
-            values["var"] = Exact.number(1)
+        own_eps = Fraction(1) if rows.singular[channel] else eps
         found: dict[str, Exact | None]
         if case.op.composition == "" and case.operation not in ("forward", "inference"):
             found = _stateful(
@@ -447,13 +445,11 @@ def _exactly(case: Case, rows: _Rows, eps: Fraction, conventions: Conventions) -
                 case.op.frozen,
                 case.op.composition,
                 values,
-                eps,
+                own_eps,
                 Exact.number(1),
                 conventions.differentiates_statistics,
                 False,
             )
-        if rows.singular[channel] and "mean" in found:  # these two exist all the same
-            found["mean"], _, found["var"] = program.moments(asked["x"][channel])
         for name, number in found.items():
             length = None if name in _VECTOR_OUTPUTS else rows.values["x"].shape[1]
             columns.setdefault(name, []).append(Exact.zeros(length) if number is None else number)
