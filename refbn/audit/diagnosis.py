@@ -19,9 +19,10 @@ A finding is explained by a mistake that fits it and at least `SEVERAL` cases of
 and check (F2: of the same dtype and family too). Where there are fewer, the first case of that dtype and family is
 asked again with other seeds, and must be off and fit there too. A mistake is out if it would show, well beyond the
 bound, in as many cases that the framework gets right as it fits. Of several mistakes the one with the fewest such
-contradictions is told, then the one that fits most cases, then the one with the fewest contradictions in other
-operations, then one that the zoo means for the family, then one that does not depend on the order, then the one with
-most digits.
+contradictions is told, then the one that fits most cases of the same dtype and family, then the one with the fewest
+contradictions in other operations, then one that does not depend on the order, then the one that fits most cases
+anywhere, then one that the zoo means for the family, then the one with most digits. (A framework may make two mistakes:
+what fits elsewhere, too, is no better a reason here.)
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -409,7 +410,7 @@ class Diagnosis:
         names = dict.fromkeys(name for one in every for name in (*one.fits, *one.bits, *one.sizes))
         mine = {id(one) for one in own.values()}
         whole = [*every, *(one for one in alike if id(one) not in mine)]
-        counts = {name: sum(name in one.fits for one in whole) for name in names}
+        counts, here = ({name: sum(name in e.fits for e in some) for name in names} for some in (whole, every))
 
         @cache
         def against(name: str) -> int:
@@ -420,9 +421,9 @@ class Diagnosis:
             evidence = own[finding.id]
             fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against(n) < counts[n]]
             if fitting:
-                first = min((against(n), -counts[n]) for n in fitting)
-                fitting = [n for n in fitting if (against(n), -counts[n]) == first]
-                ranks = {n: self._rank(n, finding.family, evidence.fits[n]) for n in fitting}
+                first = min((against(n), -here[n]) for n in fitting)
+                fitting = [n for n in fitting if (against(n), -here[n]) == first]
+                ranks = {n: self._rank(n, finding.family, evidence.fits[n], counts[n]) for n in fitting}
                 if len(fitting) > 1:
                     ranks = {n: (self._elsewhere(n, others, adapter), *rank) for n, rank in ranks.items()}
                 best = min(fitting, key=ranks.__getitem__)
@@ -441,9 +442,9 @@ class Diagnosis:
         return told
 
     @staticmethod
-    def _rank(name: str, family: str, fit: Fit) -> tuple[float, ...]:
+    def _rank(name: str, family: str, fit: Fit, count: int) -> tuple[float, ...]:
         member = _zoo()[name]
-        return member.family != family, member.depends_on_order, -(fit.digits or 0.0)
+        return member.depends_on_order, -count, member.family != family, -(fit.digits or 0.0)
 
     def _elsewhere(self, name: str, others: Sequence[Finding], adapter: Adapter) -> int:
         """Count contradictions in a framework's other operations."""
