@@ -217,9 +217,7 @@ def _run(
 
 def _render(options: argparse.Namespace) -> int:
     """Render a run that was saved, or several."""
-    given = [
-        name for name in ("case", "list", "all", "python", "family", "operation", "dtype") if getattr(options, name)
-    ]
+    given = [name for name in ("case", "list", "all", "python") if getattr(options, name)]
     if options.framework or given:
         raise BadUse(f"audit: --from-json renders a run as it was saved, without {given[0] if given else 'frameworks'}")
     _check_files(options)
@@ -227,9 +225,12 @@ def _render(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from refbn.audit.report import document, terminal
-    from refbn.audit.report.run import merge
+    from refbn.audit.report.run import merge, part
 
     run = merge([document.read(path) for path in options.from_json])
+    chosen = {name: getattr(options, name) for name in ("family", "operation", "dtype") if getattr(options, name)}
+    if chosen:
+        run = part(run, **chosen)
     console = Console(highlight=False)
     terminal.print_report(run, console)
     terminal.print_gone(run, console)

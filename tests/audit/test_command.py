@@ -161,6 +161,8 @@ def test_a_saved_run_is_rendered_as_it_is(capsys, tmp_path):
     assert "without frameworks" in refused(capsys, *saved, "perfect")
     assert "without case" in refused(capsys, *saved, "--case", "shape:forward:f32:4x3")
     assert "without all" in refused(capsys, *saved, "--all")
+    assert run(capsys, *saved, "--family", "shape", "--dtype", "f32")[0] == 0
+    assert "no finding" in refused(capsys, *saved, "--family", "state")
     path.write_text("{}")
     assert f"{path}: $: 'schema' is a required property" in refused(capsys, *saved)
     path.unlink()

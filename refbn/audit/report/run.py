@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 
 from refbn._errors import DomainError
+from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.cases import FAMILIES
 from refbn.audit.compare import VERDICTS, Verdict, worst
 from refbn.audit.remote.interpreter import Remote
 from refbn.audit.runner import FAILURES, Finding
@@ -28,6 +30,7 @@ __all__ = [
     "make_run",
     "merge",
     "numbers",
+    "part",
     "scripts",
     "severity",
 ]
@@ -175,6 +178,34 @@ def merge(runs: Sequence[Run]) -> Run:
         findings=tuple(finding for run in runs for finding in run.findings),
         scripts={name: script for run in runs for name, script in run.scripts.items()},
         gone=tuple(dict.fromkeys(gone for run in runs for gone in run.gone)),
+    )
+
+
+def part(
+    run: Run,
+    family: Collection[str] = FAMILIES,
+    operation: Collection[str] = tuple(OPERATIONS),
+    dtype: Collection[str] = (),
+) -> Run:
+    """Return what a run found in some families, operations and dtypes (by short or full name; none means all).
+
+    Raises
+    ------
+    DomainError
+        If that is nothing.
+    """
+    full = {form.short: form.name for form in FORMATS}
+    dtypes = {full.get(name, name) for name in dtype or full}
+    findings = tuple(f for f in run.findings if f.family in family and f.operation in operation and f.dtype in dtypes)
+    if not findings:
+        words = "from_json: no finding has this combination of family, operation and dtype"
+        raise DomainError(words, argument="from_json")
+    ids = {finding.id for finding in findings}
+    return dataclasses.replace(
+        run,
+        cases=len({f.case for f in findings}),
+        findings=findings,
+        scripts={name: script for name, script in run.scripts.items() if name in ids},
     )
 
 

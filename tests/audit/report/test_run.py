@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from refbn._errors import DomainError
 from refbn.audit import diagnosis
 from refbn.audit.adapters._protocol import Unsupported
 from refbn.audit.remote.interpreter import Interpreter
-from refbn.audit.report.run import by_operation, fails, groups, make_run, merge, scripts
+from refbn.audit.report.run import by_operation, fails, groups, make_run, merge, part, scripts
 from refbn.audit.runner import FAILURES
 from tests.audit.report.runs import ADAPTERS, FINDINGS, RUN, one, run_of
 
@@ -120,3 +121,15 @@ def test_runs_of_several_frameworks_become_one():
 def test_runs_that_do_not_belong_together_stay_apart(other, words):
     with pytest.raises(DomainError, match=words):
         merge([run_of([one("exact", framework="a")]), other])
+
+
+def test_a_part_of_a_run_is_what_it_found_there():
+    there = one("wrong", "vjp", "conditioning", dtype="float64")
+    run = run_of([one("exact"), there, one("wrong", "vjp")], scripts={there.id: "print(1)", "another": "print(2)"})
+    assert part(run) == dataclasses.replace(run, scripts={there.id: "print(1)"})
+    chosen = part(run, family=["conditioning"])
+    assert chosen.findings == (there,) and chosen.cases == 1 and chosen.scripts == {there.id: "print(1)"}
+    assert part(run, dtype=["f64"]).findings == part(run, dtype=["float64"]).findings == (there,)
+    assert [f.operation for f in part(run, operation=["forward"]).findings] == ["forward"]
+    with pytest.raises(DomainError, match="no finding"):
+        part(run, family=["state"])
