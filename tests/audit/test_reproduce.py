@@ -1,7 +1,7 @@
-import ast
 import dataclasses
 import re
 import subprocess
+import symtable
 import sys
 
 import numpy as np
@@ -203,6 +203,13 @@ def test_a_refusal_is_shown_by_the_call_alone():
     assert done.returncode == 1 and "Expected more than 1 value per channel" in done.stderr
 
 
+def asked_of_the_module(table):
+    """The module's names that a script reads, within its functions as well."""
+    inside = table.get_type() != "module"
+    names = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or not inside)}
+    return names.union(*(asked_of_the_module(child) for child in table.get_children()))
+
+
 @pytest.mark.parametrize("name", [n for n in adapters.ADAPTERS if not adapters.is_ours(n)])
 def test_scripts_use_no_array_that_they_do_not_hold(name):
     """A script holds the arrays that its operation reads, whatever else the adapter's own inputs have."""
@@ -212,13 +219,12 @@ def test_scripts_use_no_array_that_they_do_not_hold(name):
     for operation in adapter.operations:
         case = Case("shape", operation, "f32", (4, 3, 2, 2), steps=2 if operation == "running" else 1)
         try:
-            tree = ast.parse(adapter.reproduction(operation, make_inputs(case)))
+            text = adapter.reproduction(operation, make_inputs(case))
         except (Unsupported, ImportError):  # the second: onnx writes its models with onnx
             continue
-        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        script = symtable.symtable(text, operation, "exec")
+        used, own = asked_of_the_module(script), {s.get_name() for s in script.get_symbols() if s.is_assigned()}
         held = {*case.op.arrays, "eps", *(("batches", "momentum") if case.op in STATE else ())}
-        assert {node.id for node in names} & fields <= held | own, operation
+        assert used & fields <= held | own, operation
         written += 1
     assert written
