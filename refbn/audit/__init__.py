@@ -5,7 +5,7 @@ of cases. An adapter (`refbn.audit.adapters`) makes one framework answer. The tr
 of a competent implementation (`refbn.audit.budget`) come from one definition, run over two kinds of numbers; the
 comparison (`refbn.audit.compare`) gives three numbers and a verdict. `refbn.audit.selection` says where an adapter
 runs, here or in another process (`refbn.audit.remote`). `refbn.audit.runner` puts them together, `refbn.audit.report`
-renders what was found, and ``refbn audit`` (`refbn.audit.cli`) is the way in.
+renders what was found, and ``refbn audit`` (`refbn.audit.command`) is the way in.
 
 Nothing is imported here: the parts have dependencies of their own, and ``import refbn`` must not meet them.
 """

@@ -42,7 +42,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refbn._formats import FORMATS, Format, format_of
+from refbn._formats import FORMATS, Format, format_of, round_to
 from refbn.audit.truth import Expected
 
 __all__ = ["CAP", "VERDICTS", "Comparison", "Verdict", "compare", "compare_runs", "same_bits", "scaled_limit", "worst"]
@@ -215,10 +215,11 @@ def _measure(extremes: Doubles, expected: Expected, form: Format) -> _Measured:
     rounded = expected.rounded(form)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs((extremes - expected.high) - expected.low)
-    # A truth that overflows asks for that infinity, and a number in its place is infinitely far off. An infinity in
-    # place of a number is not measured: it is within the bound, or `compare` reports it as such.
+    # A truth that overflows asks for that infinity, or for a wider result that would be rounded to it; another number
+    # in its place is infinitely far off. An infinity in place of a number is not measured: it is within the bound, or
+    # `compare` reports it as such.
     error = np.where(np.isfinite(extremes), np.where(np.isinf(rounded), np.inf, error), np.nan)
-    error = np.where(np.isinf(rounded) & (extremes == rounded), 0.0, error)
+    error = np.where(np.isinf(rounded) & (round_to(extremes, form.dtype) == rounded), 0.0, error)
     return _judge(error, expected, form, 1.0)
 
 

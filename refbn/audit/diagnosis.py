@@ -19,9 +19,10 @@ A finding is explained by a mistake that fits it and at least `SEVERAL` cases of
 and check (F2: of the same dtype and family too). Where there are fewer, the first case of that dtype and family is
 asked again with other seeds, and must be off and fit there too. A mistake is out if it would show, well beyond the
 bound, in as many cases that the framework gets right as it fits. Of several mistakes the one with the fewest such
-contradictions is told, then the one that fits most cases, then the one with the fewest contradictions in other
-operations, then one that the zoo means for the family, then one that does not depend on the order, then the one with
-most digits.
+contradictions is told, then the one that fits most cases of the same dtype and family, then the one with the fewest
+contradictions in other operations, then one that does not depend on the order, then the one that fits most cases
+anywhere, then one that the zoo means for the family, then the one with most digits. (A framework may make two mistakes:
+what fits elsewhere, too, is no better a reason here.)
 
 **The rule for a mistake that depends on the order of summation**, or of roundings (`Control.depends_on_order`). Another
 program with the same mistake has other numbers. So the mistake is run on several orders of the batch. In each channel
@@ -46,7 +47,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ __all__ = [
     "TELLING",
     "Bits",
     "Diagnosis",
+    "Evidence",
     "Fit",
     "fit",
     "reproduce",
@@ -162,8 +164,8 @@ class _Sizes:
 
 
 @dataclass(slots=True)
-class _Evidence:
-    """What is known about one finding that is off."""
+class Evidence:
+    """What is known about one finding that is off, by mistake: how it fits, its bits, the sizes of its errors."""
 
     fits: dict[str, Fit] = field(default_factory=dict)
     bits: dict[str, Bits] = field(default_factory=dict)
@@ -284,11 +286,16 @@ class Diagnosis:
     ----------
     seconds : float
         How long `conclude` may ask further cases (other seeds, smaller ones) for each framework.
+
+    Attributes
+    ----------
+    evidence : dict
+        From a finding's id to the `Evidence` on it: what `look` has collected and `conclude` draws on.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds
-        self._evidence: dict[str, _Evidence] = {}
+        self.evidence: dict[str, Evidence] = {}
         self._memory = _Memory()
         self._shown_elsewhere: dict[tuple[str, ...], int] = {}
 
@@ -296,7 +303,7 @@ class Diagnosis:
         """Take note of one case's findings and of the answer that they are about, as `run_case` gives them."""
         for finding in findings:
             if finding.verdict in OFF:
-                self._evidence[finding.id] = self._examine(adapter, case, finding, answer)
+                self.evidence[finding.id] = self._examine(adapter, case, finding, answer)
 
     def conclude(self, findings: Sequence[Finding], adapters: Iterable[Adapter]) -> list[Finding]:
         """Return the findings with explanation, smallest case and thread."""
@@ -304,7 +311,7 @@ class Diagnosis:
         explained: dict[str, tuple[str, str]] = {}  # id → mistake, words
         groups: dict[tuple[str, ...], list[Finding]] = {}
         for finding in findings:
-            if finding.id in self._evidence:
+            if finding.id in self.evidence:
                 key = (*_asked(finding), finding.check, finding.family)
                 groups.setdefault(key, []).append(finding)
         deadlines: dict[str, float] = {}
@@ -312,10 +319,10 @@ class Diagnosis:
         for finding in findings:
             if finding.verdict in ("exact", "accurate") and not finding.check:
                 fine.setdefault(_asked(finding), []).append(finding)
-        alike: dict[tuple[str, ...], list[_Evidence]] = {}  # whatever the dtype and the family
+        alike: dict[tuple[str, ...], list[Evidence]] = {}  # whatever the dtype and the family
         for group in groups.values():
             found_here = alike.setdefault((*_asked(group[0])[:3], group[0].check), [])
-            found_here += [self._evidence[finding.id] for finding in group]
+            found_here += [self.evidence[finding.id] for finding in group]
         for group in groups.values():
             name = group[0].framework
             deadlines.setdefault(name, time.monotonic() + self._seconds / 2)
@@ -342,9 +349,9 @@ class Diagnosis:
 
     def _examine(
         self, adapter: Adapter, case: Case, finding: Finding, answer: Answer, mistakes: Sequence[str] | None = None
-    ) -> _Evidence:
+    ) -> Evidence:
         """Return how each mistake, or each of some, does on a finding."""
-        evidence = _Evidence()
+        evidence = Evidence()
         mistakes = _candidates(case) if mistakes is None else mistakes
         if finding.verdict == "raises":
             return evidence
@@ -378,15 +385,15 @@ class Diagnosis:
 
     def _again(
         self, adapter: Adapter, case: Case, finding: Finding, mistakes: Sequence[str] | None = None
-    ) -> tuple[Verdict | None, _Evidence]:
+    ) -> tuple[Verdict | None, Evidence]:
         """Ask a variation of a finding's case; return the verdict on the same output, and evidence if it is off."""
         answer: dict[str, Array] = {}
         for other in run_case(adapter, case, answer):
             if other.output == finding.output:
                 if other.verdict in OFF:
                     return other.verdict, self._examine(adapter, case, other, answer, mistakes)
-                return other.verdict, _Evidence()
-        return None, _Evidence()
+                return other.verdict, Evidence()
+        return None, Evidence()
 
     # ---- explanations ------------------------------------------------------------------------------------------
 
@@ -395,32 +402,32 @@ class Diagnosis:
         group: Sequence[Finding],
         fine: Sequence[Finding],
         others: Sequence[Finding],
-        alike: Sequence[_Evidence],
+        alike: Sequence[Evidence],
         adapter: Adapter,
         deadline: float,
     ) -> dict[str, tuple[str, str]]:
         """Return the mistake and the words for each finding of a group that is explained."""
-        own = {finding.id: self._evidence[finding.id] for finding in group}
+        own = {finding.id: self.evidence[finding.id] for finding in group}
         every = list(own.values())
         if not any(sum(name in one.fits for one in alike) >= SEVERAL for first in every for name in first.fits):
             every += self._with_other_seeds(group, adapter, deadline)
         names = dict.fromkeys(name for one in every for name in (*one.fits, *one.bits, *one.sizes))
         mine = {id(one) for one in own.values()}
         whole = [*every, *(one for one in alike if id(one) not in mine)]
-        counts = {name: sum(name in one.fits for one in whole) for name in names}
-        against = {
-            name: self._contradictions(name, fine, adapter)
-            for name in names
-            if counts[name] >= SEVERAL or any(one.bits.get(name, _NO_BITS).telling for one in every)
-        }
+        counts, here = ({name: sum(name in e.fits for e in some) for name in names} for some in (whole, every))
+
+        @cache
+        def against(name: str) -> int:
+            return self._contradictions(name, fine, adapter)
+
         told: dict[str, tuple[str, str]] = {}
         for finding in group:
             evidence = own[finding.id]
-            fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against[n] < counts[n]]
+            fitting = [n for n in evidence.fits if counts[n] >= SEVERAL and against(n) < counts[n]]
             if fitting:
-                first = min((against[n], -counts[n]) for n in fitting)
-                fitting = [n for n in fitting if (against[n], -counts[n]) == first]
-                ranks = {n: self._rank(n, finding.family, evidence.fits[n]) for n in fitting}
+                first = min((against(n), -here[n]) for n in fitting)
+                fitting = [n for n in fitting if (against(n), -here[n]) == first]
+                ranks = {n: self._rank(n, finding.family, evidence.fits[n], counts[n]) for n in fitting}
                 if len(fitting) > 1:
                     ranks = {n: (self._elsewhere(n, others, adapter), *rank) for n, rank in ranks.items()}
                 best = min(fitting, key=ranks.__getitem__)
@@ -439,9 +446,9 @@ class Diagnosis:
         return told
 
     @staticmethod
-    def _rank(name: str, family: str, fit: Fit) -> tuple[float, ...]:
+    def _rank(name: str, family: str, fit: Fit, count: int) -> tuple[float, ...]:
         member = _zoo()[name]
-        return member.family != family, member.depends_on_order, -(fit.digits or 0.0)
+        return member.depends_on_order, -count, member.family != family, -(fit.digits or 0.0)
 
     def _elsewhere(self, name: str, others: Sequence[Finding], adapter: Adapter) -> int:
         """Count contradictions in a framework's other operations."""
@@ -450,7 +457,7 @@ class Diagnosis:
             self._shown_elsewhere[key] = self._contradictions(name, others, adapter)
         return self._shown_elsewhere[key]
 
-    def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[_Evidence]:
+    def _with_other_seeds(self, group: Sequence[Finding], adapter: Adapter, deadline: float) -> Iterator[Evidence]:
         """Yield evidence of a small group's first case with other seeds, where that is off too."""
         if len(group) > SEVERAL or group[0].verdict == "raises":
             return
@@ -462,13 +469,13 @@ class Diagnosis:
                     yield evidence
 
     @staticmethod
-    def _by_bits(evidence: Sequence[_Evidence], against: Mapping[str, int]) -> tuple[str, str] | None:
-        """Return the mistake whose bits a group has, and the words for it (F2)."""
+    def _by_bits(evidence: Sequence[Evidence], against: Callable[[str], int]) -> tuple[str, str] | None:
+        """Return the mistake whose bits a group has, and the words for it (F2); `against` counts contradictions."""
         found: list[tuple[float, int, str, str]] = []
         for name in dict.fromkeys(name for own in evidence for name in own.bits):
             here = [own.bits[name] for own in evidence if name in own.bits and own.bits[name].telling]
             total = sum(here, _NO_BITS)
-            if len(here) >= SEVERAL and total.fits and against.get(name, 0) < len(here):
+            if len(here) >= SEVERAL and total.fits and against(name) < len(here):
                 words = (
                     f"{name}, the same bits in {total.told} of the {total.telling} elements that tell it from the truth"
                 )
@@ -503,7 +510,7 @@ class Diagnosis:
         return count
 
     @staticmethod
-    def _consistent(evidence: Sequence[_Evidence], against: Mapping[str, int]) -> tuple[str, str] | None:
+    def _consistent(evidence: Sequence[Evidence], against: Callable[[str], int]) -> tuple[str, str] | None:
         """Return the mistake whose errors have the size of the group's, and the words for it."""
         found: list[tuple[float, float, str, str]] = []
         for name in dict.fromkeys(name for own in evidence for name in own.sizes):
@@ -513,20 +520,15 @@ class Diagnosis:
             channels = len(ratios) + agreeing
             cases = sum(bool(one.ratios or one.agreeing) for one in sizes)
             near = sum(0.1 <= ratio <= 10 for ratio in ratios) + agreeing
-            if (
-                channels < CHANNELS
-                or cases < SEVERAL
-                or against.get(name, 0) >= cases
-                or near < 0.9 * (channels + contrary)
-            ):
+            if channels < CHANNELS or cases < SEVERAL or near < 0.9 * (channels + contrary):
                 continue
             mean = math.exp(np.mean(np.log([r for r in ratios if r > 0]))) if any(ratios) else 1.0
-            if not 1 / 3 <= mean <= 3:
+            if not 1 / 3 <= mean <= 3 or against(name) >= cases:
                 continue
             words = (
                 f"consistent with {name}: errors of its size ({mean:.2g} times, {channels} channels of {cases} cases): "
             )
-            found.append((against.get(name, 0), abs(math.log(mean)), name, words + _phrase(name)))
+            found.append((against(name), abs(math.log(mean)), name, words + _phrase(name)))
         if not found:
             return None
         _, _, name, words = min(found)
@@ -539,7 +541,7 @@ class Diagnosis:
     ) -> dict[str, str]:
         groups: dict[tuple[str, ...], list[Finding]] = {}
         for finding in findings:
-            if finding.id in self._evidence:
+            if finding.id in self.evidence:
                 mistake = explained.get(finding.id, ("", ""))[0]
                 reason = mistake or f" {finding.family}"
                 same = (finding.framework, finding.operation, finding.output, finding.check, finding.verdict, reason)
@@ -630,7 +632,7 @@ def _ask(name: str, adapter: Adapter, case: Case) -> Iterator[dict[str, Array]]:
         run_case(member, case, answer)
         yield answer
         return
-    inputs = make_inputs(case)
+    inputs = _inputs(case)
     if not adapter.differentiates_statistics:
         nothing = np.zeros_like(inputs.mean)
         inputs = dataclasses.replace(inputs, mean_dot=nothing, var_dot=nothing)
@@ -649,6 +651,16 @@ def _ask(name: str, adapter: Adapter, case: Case) -> Iterator[dict[str, Array]]:
             except Exception:  # a mistake that cannot be asked this explains nothing
                 return
             yield answer if order is None else _restored(answer, order, inputs)
+
+
+@lru_cache(maxsize=2 * _FINE)
+def _inputs(case: Case) -> Inputs:
+    """Return a case's inputs for any number of mistakes, none of which can write into them."""
+    inputs = make_inputs(case)
+    for array in (*(getattr(inputs, f.name) for f in dataclasses.fields(inputs)), *inputs.batches):
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return inputs
 
 
 def _reordered(inputs: Inputs, order: npt.NDArray[np.intp]) -> Inputs:

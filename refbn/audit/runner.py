@@ -30,6 +30,7 @@ __all__ = [
     "Finding",
     "Kill",
     "kill_table",
+    "look_at",
     "run",
     "run_case",
     "run_cases",
@@ -149,15 +150,21 @@ def run_cases(
         if progress is not None:
             progress(str(case), done, len(cases))
         for findings, adapter in zip(found, adapters, strict=True):
-            answer: Answer = {}
-            own = run_case(adapter, case, answer if diagnosis is not None else None)
-            if diagnosis is not None:
-                diagnosis.look(adapter, case, own, answer)
-            findings.extend(own)
+            findings += look_at(adapter, case, diagnosis)
     if progress is not None:
         progress("", len(cases), len(cases))
     whole = [finding for findings in found for finding in findings]
     return whole if diagnosis is None else diagnosis.conclude(whole, adapters)
+
+
+def look_at(adapter: Adapter, case: Case, diagnosis: Diagnosis | None = None) -> list[Finding]:
+    """Ask one adapter one case, and let a `diagnosis` take note of the answer."""
+    if diagnosis is None:
+        return run_case(adapter, case)
+    answer: Answer = {}
+    findings = run_case(adapter, case, answer)
+    diagnosis.look(adapter, case, findings, answer)
+    return findings
 
 
 def run_case(adapter: Adapter, case: Case, answer: MutableMapping[str, Array] | None = None) -> list[Finding]:

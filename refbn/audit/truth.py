@@ -339,8 +339,6 @@ def evaluate(
     names = ("x", "gamma", "beta", "mean", "var") if frozen else ("x", "gamma", "beta")
     point = {name: values[name] for name in names}
     definition = program.frozen if frozen else program.batch_norm
-    moving = names if differentiates_statistics else names[:3]
-    directions = {name: values[f"{name}_dot"] for name in moving}
     if composition == "":
         y = definition(**point, eps=eps)
         if frozen:
@@ -351,6 +349,7 @@ def evaluate(
     if operation.startswith("vjp"):
         found = derivatives(definition, given, cotangent=values["dy"], wanted=names)
         return {f"d{name}": found.gradient[name] for name in names}
+    directions = {name: values[f"{name}_dot"] for name in (names if differentiates_statistics else names[:3])}
     if operation.startswith("jvp"):
         return {"y_dot": derivatives(definition, given, order=1, directions=directions).value}
 
@@ -458,16 +457,16 @@ def _exactly(
 ) -> dict[str, tuple[Exact, ...] | tuple[Sum, ...]]:
     """Run the definition over exact numbers, row by row.
 
-    Values that are not finite stand as 0, and a channel without variance gets some: what comes out for them is masked.
+    Values that are not finite stand as 0, and ε is 1 where it and a variance are both zero: what comes out is masked.
     """
     columns: dict[str, list[Exact]] = {}
     shared = not case.geometry.channelwise
+    asked = {name: _exact_rows(rows.values[name]) for name in dict.fromkeys((*case.op.arrays, "x"))}
+    asked_batches = [_exact_rows(batch) for batch in rows.batches]
     for channel in range(len(rows.values["x"])):
-        values = {name: _exact(array[channel]) for name, array in rows.values.items()}
-        batches = [_exact(batch[channel]) for batch in rows.batches]
-        if rows.singular[channel]:
-            values["x"] = Exact.vector(range(rows.values["x"].shape[1]))
-            values["var"] = Exact.number(1)
+        values = {name: numbers[channel] for name, numbers in asked.items()}
+        batches = [numbers[channel] for numbers in asked_batches]
+        own_eps = Fraction(1) if rows.singular[channel] else eps
         found: dict[str, Exact | None]
         if case.op.composition == "" and case.operation not in ("forward", "inference"):
             found = _stateful(
@@ -479,13 +478,11 @@ def _exactly(
                 case.op.frozen,
                 case.op.composition,
                 values,
-                eps,
+                own_eps,
                 Exact.number(1),
                 conventions.differentiates_statistics,
                 False,
             )
-        if rows.singular[channel] and "mean" in found:  # these two exist all the same
-            found["mean"], _, found["var"] = program.moments(_exact(rows.values["x"][channel]))
         for name, number in found.items():
             number_due = name in _VECTOR_OUTPUTS and not (shared and name in _SUMMED)
             length = None if number_due else rows.values["x"].shape[1]
@@ -649,7 +646,7 @@ def _of_nothing(case: Case, rows: _Rows) -> dict[str, Expected]:
     for name in case.op.outputs:
         shape = _shape(case, name)
         value = rows.values[name] if name in rows.values and name.startswith("running") else np.zeros(shape)
-        exact = tuple(_exact(v) for v in value.ravel())
+        exact = tuple(_exact_rows(value.ravel()))
         truths[name] = Expected(
             name=name,
             form=case.format,
@@ -694,16 +691,22 @@ def _statistics_by_name(case: Case, truth: Mapping[str, Expected]) -> Iterator[t
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 
-def _exact(values: Doubles | np.float64) -> Exact:
-    """Return a row as an exact vector, one value as an exact number; what is not finite becomes 0."""
-    finite = np.where(np.isfinite(values), values, 0.0)
-    mantissas, exponents = np.frexp(finite)
+def _exact_rows(array: Doubles) -> list[Exact]:
+    """Return each row of a matrix as an exact vector, each value of a vector as an exact number.
+
+    What is not finite becomes 0.
+    """
+    mantissas, exponents = np.frexp(np.where(np.isfinite(array), array, 0.0))
     integers = np.ldexp(mantissas, 53).astype(np.int64)
     exponents = np.where(integers == 0, 0, exponents.astype(np.int64) - 53)
-    lowest = int(exponents.min(initial=0))
-    shifted = [int(i) << int(e) for i, e in zip(integers.flat, (exponents - lowest).flat, strict=True)]
-    scale = Fraction(2) ** lowest
-    return Exact.vector(shifted, scale) if finite.ndim else Exact.number(shifted[0] * scale)
+    if array.ndim == 1:
+        return [Exact.number(i * Fraction(2) ** e) for i, e in zip(integers.tolist(), exponents.tolist(), strict=True)]
+    lowest = exponents.min(axis=1, initial=0)
+    shifts = (exponents - lowest[:, None]).tolist()
+    return [
+        Exact.vector([i << e for i, e in zip(row, shift, strict=True)], Fraction(2) ** low)
+        for row, shift, low in zip(integers.tolist(), shifts, lowest.tolist(), strict=True)
+    ]
 
 
 def _assemble(parts: list[npt.NDArray[Any]], shape: tuple[int, ...], geometry: Geometry) -> npt.NDArray[Any]:

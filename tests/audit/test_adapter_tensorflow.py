@@ -10,7 +10,7 @@ import pytest
 from refbn._formats import BFLOAT16
 from refbn.audit.adapters._nesting import asked_for, nest
 from refbn.audit.adapters._protocol import OPERATIONS, STATE, Unsupported
-from refbn.audit.adapters.tensorflow import TensorFlow, TensorFlowNN, TensorFlowXLA
+from refbn.audit.adapters.tensorflow import TensorFlow, TensorFlowEager, TensorFlowNN, TensorFlowXLA
 from tests.audit.difference_quotients import allowance, deviation, draw, truth
 
 SHAPE = (4, 3, 5)
@@ -113,6 +113,16 @@ def test_derivatives_against_difference_quotients(adapter, tf, operation):
                 assert off > 5 * allowance(inputs)
         else:
             assert off <= allowance(inputs)
+
+
+def test_nested_accumulators_are_asked_as_a_graph_or_by_themselves(tf):
+    inputs = draw(SHAPE, "float32")
+    expected = truth("fwd_fwd_eval", inputs, False)["value"]
+    assert deviation(TensorFlow().run("fwd_fwd_eval", inputs)["value"], expected) <= allowance(inputs)
+    assert "tf.function" in TensorFlow().reproduction("fwd_fwd_eval", inputs)
+    assert "tf.function" not in TensorFlowEager().reproduction("fwd_fwd_eval", inputs)
+    if tf.__version__.startswith("2.21."):  # wrong with frozen statistics, where y is an affine function
+        assert deviation(TensorFlowEager().run("fwd_fwd_eval", inputs)["value"], expected) > 5 * allowance(inputs)
 
 
 @pytest.mark.parametrize("shape", [(6, 2), (3, 2, 2, 2), (2, 2, 2, 3, 2)], ids=str)

@@ -114,6 +114,10 @@ def test_a_fault_that_ends_the_process_is_told_as_an_exception():
     else:
         assert variants.TorchNative().run("vjp_eval", draw((0, 3)))["dx"].shape == (0, 3)
     assert variants.TorchNative().run("inference", draw((0, 3)))["y"].shape == (0, 3)
+    assert variants.TorchNative().run("jvp_eval", draw((0, 3)))["y_dot"].shape == (0, 3)
+    assert variants.TorchNative().run("fwd_rev_eval", draw((0, 3)))["dx"].shape == (0, 3)
+    with pytest.raises(RuntimeError, match="at least one element"):  # PyTorch's own word, not one in its place
+        variants.TorchNative().run("vjp", draw((0, 3)))
 
 
 def test_channels_last_is_what_the_operator_sees(monkeypatch):

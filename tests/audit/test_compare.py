@@ -133,6 +133,10 @@ def test_zero_variance_without_epsilon_has_no_answer_but_its_mean_does():
     assert compare(np.zeros(3, np.float32), truths["mean"]).verdict == "wrong"
     assert compare(right(truths["mean"]), truths["mean"]).verdict == "exact"
     assert np.all(truths["var"].high == 0)
+    for text in ("jvp:f32:1x3", "rev_rev:f32:1x3", "vjp_eval:f32:1x3:var=0"):  # one element has no variance at all
+        options = "," if "=" in text else ":"
+        for expected in truth.expect(parse(f"special:{text}{options}eps=0"), CONVENTIONS).values():
+            assert expected.free.all() or expected.name == "dbeta"
 
 
 def test_a_wrong_shape_or_dtype_is_wrong():
@@ -157,6 +161,12 @@ def test_a_truth_that_overflows_asks_for_infinity():
     assert compare(np.full(3, np.inf), of).verdict == "exact"
     assert compare(np.zeros(3), of).verdict == "wrong"
     assert compare(np.full(3, -np.inf), of).verdict != "exact"
+    half = expected("conditioning:forward:f16:16x3:scale=1000", "var")
+    assert np.isinf(half.rounded(BINARY16)).all()
+    wide = right(half, BINARY32)
+    assert compare(wide, half).verdict == "exact" and compare(wide * np.float32(1 + 1e-6), half).verdict == "accurate"
+    assert compare(wide * np.float32(0.01), half).verdict == "wrong"
+    assert compare(np.full(3, 65504.0, np.float16), half).verdict == "wrong"
 
 
 def test_a_wider_output_is_judged_in_the_format_that_was_due():

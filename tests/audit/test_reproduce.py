@@ -1,5 +1,7 @@
+import dataclasses
 import re
 import subprocess
+import symtable
 import sys
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from refbn import RefbnError
 from refbn._formats import FORMATS, round_to
 from refbn.audit import adapters, truth
-from refbn.audit.adapters._protocol import OPERATIONS, Unsupported
+from refbn.audit.adapters._protocol import OPERATIONS, STATE, Inputs, Unsupported
 from refbn.audit.cases import LAYOUTS, Case, make_inputs, parse
 from refbn.audit.diagnosis import reproduce
 from refbn.audit.families import all_cases
@@ -199,3 +201,30 @@ def test_a_refusal_is_shown_by_the_call_alone():
     (found,) = run_case(adapter, parse("shape:forward:f32:1x3"))
     done = subprocess.run([sys.executable, "-c", script(found, adapter)], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Expected more than 1 value per channel" in done.stderr
+
+
+def asked_of_the_module(table):
+    """The module's names that a script reads, within its functions as well."""
+    inside = table.get_type() != "module"
+    names = {s.get_name() for s in table.get_symbols() if s.is_referenced() and (s.is_global() or not inside)}
+    return names.union(*(asked_of_the_module(child) for child in table.get_children()))
+
+
+@pytest.mark.parametrize("name", [n for n in adapters.ADAPTERS if not adapters.is_ours(n)])
+def test_scripts_use_no_array_that_they_do_not_hold(name):
+    """A script holds the arrays that its operation reads, whatever else the adapter's own inputs have."""
+    (adapter,) = adapters.load(name)
+    fields = {f.name for f in dataclasses.fields(Inputs)}
+    written = 0
+    for operation in adapter.operations:
+        case = Case("shape", operation, "f32", (4, 3, 2, 2), steps=2 if operation == "running" else 1)
+        try:
+            text = adapter.reproduction(operation, make_inputs(case))
+        except (Unsupported, ImportError):  # the second: onnx writes its models with onnx
+            continue
+        script = symtable.symtable(text, operation, "exec")
+        used, own = asked_of_the_module(script), {s.get_name() for s in script.get_symbols() if s.is_assigned()}
+        held = {*case.op.arrays, "eps", *(("batches", "momentum") if case.op in STATE else ())}
+        assert used & fields <= held | own, operation
+        written += 1
+    assert written

@@ -36,6 +36,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tensorflow": ("refbn.audit.adapters.tensorflow:TensorFlow", ()),
     "tensorflow-nn": ("refbn.audit.adapters.tensorflow:TensorFlowNN", ()),
     "tensorflow-xla": ("refbn.audit.adapters.tensorflow:TensorFlowXLA", ()),
+    "tensorflow-eager": ("refbn.audit.adapters.tensorflow:TensorFlowEager", ()),
     "keras-torch": ("refbn.audit.adapters.keras:KerasTorch", ()),
     "keras-jax": ("refbn.audit.adapters.keras:KerasJax", ()),
     "keras-numpy": ("refbn.audit.adapters.keras:KerasNumPy", ()),
@@ -59,7 +60,7 @@ ADAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Name → ("module:class", the class's arguments)."""
 
-VARIANTS = tuple(name for name in ADAPTERS if name.startswith("torch-") or "-opset" in name)
+VARIANTS = tuple(n for n in ADAPTERS if n.startswith("torch-") or "-opset" in n or n == "tensorflow-eager")
 """Other ways to ask a framework that is in the table already; `torch-compile` takes minutes."""
 
 BY_DEFAULT = tuple(name for name in ADAPTERS if name != "refbn" and name not in VARIANTS)

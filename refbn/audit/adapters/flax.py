@@ -99,8 +99,9 @@ class Linen(_Flax):
         point = "x, gamma, beta, mean, var" if frozen else "x, gamma, beta"
         lines = [
             f"module = nn.BatchNorm(use_running_average={frozen}, axis=1, epsilon=eps{self.written})",
+            *([] if frozen else ["mean, var = jnp.zeros_like(gamma), jnp.ones_like(gamma)  # not read in training"]),
             "",
-            f"def batch_norm({point}{'' if frozen else ', mean=mean, var=var'}):",
+            f"def batch_norm({point}):",
             '    variables = {"params": {"scale": gamma, "bias": beta}, "batch_stats": {"mean": mean, "var": var}}',
         ]
         if frozen:

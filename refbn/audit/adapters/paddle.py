@@ -133,6 +133,8 @@ class Paddle:
         if operation not in self.operations:
             raise Unsupported(f"paddle: the second derivative of batch_norm has no gradient, so no {operation}")
         asked = OPERATIONS[operation]
+        # Training reads no statistics, but writes them.
+        given = ("mean", "var") if asked.frozen else ("np.zeros_like(gamma)", "np.ones_like(gamma)")
         if operation in _STATEFUL:
             rank = inputs.batches[0].ndim
             if rank not in _LAYERS:
@@ -146,7 +148,7 @@ class Paddle:
                 *_STATEFUL[operation],
             ]
         elif asked.composition == "":
-            mean, var = ("mean", "var") if asked.frozen else ("running_mean", "running_var")
+            mean, var = given
             how = "training=False" if asked.frozen else "training=True, momentum=0.0"
             also = "" if asked.frozen else ', "mean": mean, "var": var'
             lines = [
@@ -155,7 +157,7 @@ class Paddle:
                 f'answer = {{"y": y{also}}}',
             ]
         else:
-            mean, var = ("mean", "var") if asked.frozen else ("running_mean", "running_var")
+            mean, var = given
             lines = [
                 f"mean, var = paddle.to_tensor({mean}), paddle.to_tensor({var})",
                 "point = [paddle.to_tensor(a, stop_gradient=False) for a in (x, gamma, beta)]",

@@ -10,8 +10,9 @@ casts in ``tf.nn.batch_normalization`` intend. It keeps no running statistics.
 
 Compositions are nested literally, `tf.GradientTape` for reverse and `tf.autodiff.ForwardAccumulator` for forward mode.
 They run eagerly, but for nested forward mode, which ``tf.function`` makes a graph: eagerly, nested accumulators of
-TensorFlow 2.21 get the second derivative of y·y·y wrong for any computed y, which would hide what batch norm does.
-Under XLA every operation is compiled as a whole. The loss runs in binary64 on y as batch norm rounded it.
+TensorFlow 2.21 get the second derivative of y·y·y wrong for any computed y, which would hide what batch norm does. That
+fault is not batch norm's; the variant `TensorFlowEager`, which runs these eagerly too, shows it. Under XLA every
+operation is compiled as a whole. The loss runs in binary64 on y as batch norm rounded it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from refbn.audit.adapters._nesting import Language, asked_for, nest, point_of, s
 from refbn.audit.adapters._protocol import OPERATIONS, STATE, Array, Inputs, Operation, Unsupported, installed
 from refbn.dialects import DIALECTS
 
-__all__ = ["LANGUAGE", "TensorFlow", "TensorFlowNN", "TensorFlowXLA"]
+__all__ = ["LANGUAGE", "TensorFlow", "TensorFlowEager", "TensorFlowNN", "TensorFlowXLA"]
 
 Tensor = Any
 Tensors = dict[str, Any]
@@ -50,6 +51,8 @@ class TensorFlow:
     differentiates_statistics = False
     environment: ClassVar[Mapping[str, str]] = {}
     jit_compile: ClassVar[bool] = False
+    nests_as_graph: ClassVar[bool] = True
+    """Whether nested forward mode runs as a graph."""
 
     def __init__(self) -> None:
         self._graphs: dict[tuple[str, float, float | None], Program] = {}
@@ -91,7 +94,7 @@ class TensorFlow:
         call = "{}(*point)"
         if self.jit_compile:
             call = "tf.function({}, jit_compile=True, autograph=False)(*point)"
-        elif "fwd-fwd" in asked.composition:
+        elif self.nests_as_graph and "fwd-fwd" in asked.composition:
             call = "tf.function({}, autograph=False)(*point)"
         return script(operation, LANGUAGE, head, point_of(asked, self.differentiates_statistics), call)
 
@@ -188,7 +191,8 @@ class TensorFlow:
         shapes and formats.
         """
         program = self.program(operation, inputs.eps, inputs.momentum)
-        if not self.jit_compile and "fwd-fwd" not in OPERATIONS[operation].composition:
+        nested = self.nests_as_graph and "fwd-fwd" in OPERATIONS[operation].composition
+        if not self.jit_compile and not nested:
             return program(tensors)
         import tensorflow as tf
 
@@ -321,6 +325,13 @@ class TensorFlowXLA(TensorFlow):
 
     name = "tensorflow-xla"
     jit_compile = True
+
+
+class TensorFlowEager(TensorFlow):
+    """The fused op, with nested forward mode eagerly too: see the module."""
+
+    name = "tensorflow-eager"
+    nests_as_graph = False
 
 
 class TensorFlowNN(TensorFlow):

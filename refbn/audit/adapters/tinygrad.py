@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from subprocess import CalledProcessError
 from typing import Any, ClassVar
 
 import numpy as np
@@ -199,5 +200,7 @@ def _compiler() -> Iterator[None]:
 
     try:
         yield
-    except CompileError as error:
-        raise Unsupported(f"tinygrad: the compiler of its device refuses: {str(error).strip()}") from error
+    except (CompileError, CalledProcessError) as error:  # the second: clang as a program, which tinygrad calls itself
+        ended = isinstance(error, CalledProcessError)
+        words = f"{error.cmd[0]} ends with status {error.returncode}" if ended else str(error).strip()
+        raise Unsupported(f"tinygrad: the compiler of its device refuses: {words}") from error

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 
+from refbn._errors import DomainError
+from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Adapter
+from refbn.audit.cases import FAMILIES
 from refbn.audit.compare import VERDICTS, Verdict, worst
 from refbn.audit.remote.interpreter import Remote
 from refbn.audit.runner import FAILURES, Finding
@@ -24,7 +28,9 @@ __all__ = [
     "fails",
     "groups",
     "make_run",
+    "merge",
     "numbers",
+    "part",
     "scripts",
     "severity",
 ]
@@ -138,6 +144,68 @@ def make_run(
         findings=tuple(findings),
         scripts=dict(scripts or {}),
         gone=tuple(map(str, gone)),
+    )
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Return the runs of several sets of frameworks as one.
+
+    Raises
+    ------
+    DomainError
+        If they did not ask the same cases in the same way, or if a framework is in two of them.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what in ("refbn", "environment", "depth", "cases"):
+            one, other = getattr(first, what), getattr(run, what)
+            if one != other:
+                raise DomainError(
+                    f"from_json: {what} is {one!r} in one run and {other!r} in another", argument="from_json"
+                )
+        if {f.case for f in run.findings} != {f.case for f in first.findings}:
+            raise DomainError("from_json: the runs have not asked the same cases", argument="from_json")
+    frameworks = [framework for run in runs for framework in run.frameworks]
+    names = [framework.name for framework in frameworks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DomainError(f"from_json: {', '.join(twice)} is in more than one run", argument="from_json")
+    return dataclasses.replace(
+        first,
+        date=max(run.date for run in runs),
+        frameworks=tuple(frameworks),
+        missing=tuple(dict.fromkeys(name for run in runs for name in run.missing if name not in names)),
+        findings=tuple(finding for run in runs for finding in run.findings),
+        scripts={name: script for run in runs for name, script in run.scripts.items()},
+        gone=tuple(dict.fromkeys(gone for run in runs for gone in run.gone)),
+    )
+
+
+def part(
+    run: Run,
+    family: Collection[str] = FAMILIES,
+    operation: Collection[str] = tuple(OPERATIONS),
+    dtype: Collection[str] = (),
+) -> Run:
+    """Return what a run found in some families, operations and dtypes (by short or full name; none means all).
+
+    Raises
+    ------
+    DomainError
+        If that is nothing.
+    """
+    full = {form.short: form.name for form in FORMATS}
+    dtypes = {full.get(name, name) for name in dtype or full}
+    findings = tuple(f for f in run.findings if f.family in family and f.operation in operation and f.dtype in dtypes)
+    if not findings:
+        words = "from_json: no finding has this combination of family, operation and dtype"
+        raise DomainError(words, argument="from_json")
+    ids = {finding.id for finding in findings}
+    return dataclasses.replace(
+        run,
+        cases=len({f.case for f in findings}),
+        findings=findings,
+        scripts={name: script for name, script in run.scripts.items() if name in ids},
     )
 
 

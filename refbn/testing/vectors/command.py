@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from refbn._errors import DomainError
 
 if TYPE_CHECKING:
-    from refbn.audit.cli import Commands
+    from refbn.audit.command import Commands
 
 __all__ = ["add_command"]
 

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import gzip
 import json
 
 import jsonschema
@@ -55,6 +56,18 @@ def test_what_is_read_is_what_was_written(tmp_path, run):
     assert again == dataclasses.replace(run, environment=dict(run.environment))
     document.write_json(tmp_path / "again.json", document.as_document(again))
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_a_compressed_file_holds_the_same_bytes(tmp_path):
+    plain, compressed = tmp_path / "audit.json", tmp_path / "audit.json.gz"
+    for path in (plain, compressed):
+        document.write_json(path, saved())
+    assert gzip.decompress(compressed.read_bytes()) == plain.read_bytes()
+    assert document.read(compressed) == document.read(plain)
+    for spoiled in (compressed.read_bytes()[:-20], b"\x1f\x8b\x08 and noise", plain.read_bytes()):
+        compressed.write_bytes(spoiled)
+        with pytest.raises(DocumentError, match=r"audit\.json\.gz: "):
+            document.read(compressed)
 
 
 @pytest.mark.parametrize(

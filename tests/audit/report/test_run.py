@@ -1,14 +1,16 @@
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
+from refbn._errors import DomainError
 from refbn.audit import diagnosis
 from refbn.audit.adapters._protocol import Unsupported
 from refbn.audit.remote.interpreter import Interpreter
-from refbn.audit.report.run import by_operation, fails, groups, make_run, scripts
+from refbn.audit.report.run import by_operation, fails, groups, make_run, merge, part, scripts
 from refbn.audit.runner import FAILURES
-from tests.audit.report.runs import ADAPTERS, FINDINGS, RUN, one
+from tests.audit.report.runs import ADAPTERS, FINDINGS, RUN, one, run_of
 
 
 def test_only_what_is_wrong_and_not_known_fails():
@@ -95,3 +97,39 @@ def test_frameworks_say_where_they_ran(monkeypatch):
 def test_a_name_with_a_version_is_asked_by_its_plain_name(name):
     run = make_run([one("wrong", framework=name)], [], "quick", 1, "0.1")
     assert run.command(run.findings[0]).split()[2] in ("torch", name)
+
+
+def test_runs_of_several_frameworks_become_one():
+    first = run_of([one("exact", framework="a")], missing=("b", "d"), scripts={"a/forward/y/1": "print(1)"})
+    second = run_of([one("wrong", framework="b")], missing=("d",), date="2026-11-29T06:00:00+00:00", gone=("x",))
+    whole = merge([first, second])
+    assert [f.name for f in whole.frameworks] == ["a", "b"] == [f.framework for f in whole.findings]
+    assert whole.missing == ("d",) and whole.gone == ("x",) and whole.date == second.date
+    assert whole.scripts == first.scripts and whole.cases == first.cases
+    assert merge([first]) == first
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (run_of([one("wrong", framework="b")], refbn="0.2"), "refbn is '0.1' in one run and '0.2'"),
+        (run_of([one("wrong", framework="b")], depth="full"), "depth is 'quick'"),
+        (run_of([one("wrong", "vjp", framework="b")]), "not asked the same cases"),
+        (run_of([one("wrong", framework="a")]), "a is in more than one run"),
+    ],
+)
+def test_runs_that_do_not_belong_together_stay_apart(other, words):
+    with pytest.raises(DomainError, match=words):
+        merge([run_of([one("exact", framework="a")]), other])
+
+
+def test_a_part_of_a_run_is_what_it_found_there():
+    there = one("wrong", "vjp", "conditioning", dtype="float64")
+    run = run_of([one("exact"), there, one("wrong", "vjp")], scripts={there.id: "print(1)", "another": "print(2)"})
+    assert part(run) == dataclasses.replace(run, scripts={there.id: "print(1)"})
+    chosen = part(run, family=["conditioning"])
+    assert chosen.findings == (there,) and chosen.cases == 1 and chosen.scripts == {there.id: "print(1)"}
+    assert part(run, dtype=["f64"]).findings == part(run, dtype=["float64"]).findings == (there,)
+    assert [f.operation for f in part(run, operation=["forward"]).findings] == ["forward"]
+    with pytest.raises(DomainError, match="no finding"):
+        part(run, family=["state"])

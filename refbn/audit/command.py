@@ -1,4 +1,4 @@
-"""The command line: ``refbn audit [FRAMEWORK…]``.
+"""``refbn audit [FRAMEWORK…]``.
 
 Exit status: 0 when nothing is worse than lossy, 1 when something is wrong (wrong, nonfinite, or raises where a result
 is due) and not listed as known, 2 on bad use.
@@ -7,15 +7,14 @@ is due) and not listed as known, 2 on bad use.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import refbn
 from refbn._errors import RefbnError
 from refbn._formats import FORMATS
 from refbn.audit import adapters
@@ -34,64 +33,23 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
     """What a subcommand is added to. It sets ``command``, a function from the options to the exit status."""
 
-__all__ = ["main"]
+__all__ = ["BadUse", "add_command"]
 
 _NEEDED = ("rich", "jsonschema", "ml_dtypes", "packaging")
 _FILES = {
-    "json": "every finding, from which all other forms can be made again",
+    "json": "every finding, from which all other forms can be made again (compressed, if FILE ends in .gz)",
     "junit": "JUnit XML, for continuous integration",
     "markdown": "Markdown",
     "html": "one self-contained page",
 }
 
 
-class BadUse(Exception):
+class BadUse(RefbnError, ValueError):
     """What the user asked for cannot be done; the message says why."""
 
 
-def main(argv: Sequence[str] | None = None, more: Sequence[Callable[[Commands], None]] = ()) -> int:
-    """Run the command line and return its exit status.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments; those of the process by default.
-    more : sequence of callable
-        Add further subcommands (`refbn.cli` has those of other rooms).
-    """
-    parser = _parser(more)
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:  # argparse has said why
-        return stop.code if isinstance(stop.code, int) else 2
-    if options.command is None:
-        parser.print_help()
-        return 2
-    try:
-        status: int = options.command(options)
-    except (BadUse, RefbnError) as error:
-        print(f"refbn: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `refbn audit --list | head`
-        sys.stderr.close()
-        return 0
-    return status
-
-
-# ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-def _parser(more: Sequence[Callable[[Commands], None]]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="refbn", description="The ground truth for batch normalization.")
-    parser.add_argument("--version", action="version", version=f"refbn {_version()}")
-    parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_audit, *more):
-        add(commands)
-    return parser
-
-
-def _add_audit(commands: Commands) -> None:
+def add_command(commands: Commands) -> None:
+    """Add the subcommand."""
     audit = commands.add_parser(
         "audit",
         help="compare a framework's batch norm with the exact truth",
@@ -120,10 +78,22 @@ def _add_audit(commands: Commands) -> None:
         default=TIMEOUT,
         help="how long one case may take in a process of its own (default: %(default)g)",
     )
+    audit.add_argument(
+        "--jobs",
+        metavar="NUMBER",
+        type=_count,
+        help="how many processes share the cases (default: one for each core that may be used)",
+    )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
     for form, meaning in _FILES.items():
         audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
-    audit.add_argument("--from-json", metavar="FILE", type=Path, help="run nothing, render a run saved with --json")
+    audit.add_argument(
+        "--from-json",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="run nothing, render a run saved with --json; given several times, those of several frameworks as one",
+    )
     audit.add_argument("--case", metavar="DESCRIPTOR", help="run one case and print everything about it")
     audit.add_argument(
         "--reproduce", metavar="ID", help="print a script that shows a finding without refbn: its id, or a descriptor"
@@ -155,11 +125,11 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _version() -> str:
-    try:
-        return metadata.version("refbn")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
 
 
 # ---- the audit -----------------------------------------------------------------------------------------------------
@@ -206,18 +176,25 @@ def _run(
 ) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, diagnosis, known, runner
+    from refbn.audit import detail, diagnosis, jobs, known, runner
     from refbn.audit.report import terminal
     from refbn.audit.report.run import make_run, scripts
 
     console = Console(highlight=False)
     mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
-    reasons = None if options.no_diagnosis or mistakes else diagnosis.Diagnosis(8.0 if options.quick else 120.0)
+    seconds = None if options.no_diagnosis or mistakes else 8.0 if options.quick else 120.0
+    reasons = None if seconds is None else diagnosis.Diagnosis(seconds)
+    several = min(options.jobs or jobs.available(), len(jobs.groups_of(cases)) // jobs.GROUPS)
     if options.case:
         findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
     else:
         with _progress() as progress:
-            findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
+            if several > 1:
+                which = options.framework, options.python, options.timeout
+                names = [adapter.name for adapter in chosen.adapters]
+                findings = jobs.run_jobs(*which, names, cases, several, progress, seconds)
+            else:
+                findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
     findings = known.mark(findings, accepted)
     wanted = any(getattr(options, name) for name in _FILES if name != "junit")
     run = make_run(
@@ -225,7 +202,7 @@ def _run(
         chosen.adapters,
         "case" if options.case else depth,
         len(cases),
-        _version(),
+        refbn.__version__,
         missing=chosen.missing,
         scripts=scripts(findings, chosen.adapters) if wanted else {},
         gone=known.gone(findings, accepted),
@@ -239,10 +216,8 @@ def _run(
 
 
 def _render(options: argparse.Namespace) -> int:
-    """Render a run that was saved."""
-    given = [
-        name for name in ("case", "list", "all", "python", "family", "operation", "dtype") if getattr(options, name)
-    ]
+    """Render a run that was saved, or several."""
+    given = [name for name in ("case", "list", "all", "python") if getattr(options, name)]
     if options.framework or given:
         raise BadUse(f"audit: --from-json renders a run as it was saved, without {given[0] if given else 'frameworks'}")
     _check_files(options)
@@ -250,8 +225,12 @@ def _render(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from refbn.audit.report import document, terminal
+    from refbn.audit.report.run import merge, part
 
-    run = document.read(options.from_json)
+    run = merge([document.read(path) for path in options.from_json])
+    chosen = {name: getattr(options, name) for name in ("family", "operation", "dtype") if getattr(options, name)}
+    if chosen:
+        run = part(run, **chosen)
     console = Console(highlight=False)
     terminal.print_report(run, console)
     terminal.print_gone(run, console)

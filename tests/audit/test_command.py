@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from refbn.audit import adapters, cli
+from refbn import cli
+from refbn.audit import adapters, command, jobs
 from refbn.audit.cases import FAMILIES, parse
 from refbn.audit.families import all_cases
 
@@ -25,6 +26,7 @@ STAND_INS = {
 def _stand_ins(monkeypatch):
     monkeypatch.setattr(adapters, "ADAPTERS", STAND_INS)
     monkeypatch.setattr(adapters, "BY_DEFAULT", ("perfect", "missing"))
+    monkeypatch.setattr(jobs, "available", lambda: 1)  # another process would know nothing of this
 
 
 def run(capsys, *arguments):
@@ -159,6 +161,8 @@ def test_a_saved_run_is_rendered_as_it_is(capsys, tmp_path):
     assert "without frameworks" in refused(capsys, *saved, "perfect")
     assert "without case" in refused(capsys, *saved, "--case", "shape:forward:f32:4x3")
     assert "without all" in refused(capsys, *saved, "--all")
+    assert run(capsys, *saved, "--family", "shape", "--dtype", "f32")[0] == 0
+    assert "no finding" in refused(capsys, *saved, "--family", "state")
     path.write_text("{}")
     assert f"{path}: $: 'schema' is a required property" in refused(capsys, *saved)
     path.unlink()
@@ -275,15 +279,15 @@ def test_an_unwritable_file_is_refused_before_the_run(capsys, monkeypatch, tmp_p
 def test_an_existing_file_survives_the_check(tmp_path):
     path = tmp_path / "audit.json"
     path.write_text("before")
-    cli._check_files(argparse.Namespace(json=path, junit=None, markdown=None, html=None))
+    command._check_files(argparse.Namespace(json=path, junit=None, markdown=None, html=None))
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
-    real = cli.find_spec
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name in ("rich", "ml_dtypes") else real(name))
+    real = command.find_spec
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name in ("rich", "ml_dtypes") else real(name))
     assert "audit needs rich, ml_dtypes: pip install 'refbn[audit]'" in refused(capsys, "audit", "perfect")
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "jinja2" else real(name))
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "jinja2" else real(name))
     assert "audit needs jinja2" in refused(capsys, "audit", "perfect", "--html", "page.html")
 
 
@@ -311,10 +315,14 @@ def test_the_real_table_loads_and_names_are_unique(monkeypatch):
         assert adapter.version() is None or adapter.version()
 
 
-def test_python_m_refbn_audit():
+def test_it_runs_as_a_program():
     def program(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "refbn.audit", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+            [sys.executable, "-m", "refbn.cli", "audit", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
         )
 
     listed = program("--list", "--quick", "--family", "exact")
@@ -324,8 +332,8 @@ def test_python_m_refbn_audit():
 
 
 def test_a_progress_bar_is_drawn_on_a_terminal_alone(monkeypatch):
-    with cli._progress() as progress:
+    with command._progress() as progress:
         assert progress is None
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with cli._progress() as progress:
+    with command._progress() as progress:
         progress("shape:forward:f32:2x3", 1, 2)
