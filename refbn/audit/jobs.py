@@ -48,11 +48,12 @@ def available() -> int:
 
 
 def groups_of(cases: Iterable[Case]) -> list[list[int]]:
-    """Return the places of cases that have operation, shape and formats in common, ε and the number of steps too."""
+    """Return the places of cases that have norm, operation, shape, formats, ε and the number of steps in common."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, case in enumerate(cases):
         shape = (case.shape[0] * case.repeat, *case.shape[1:])
-        groups.setdefault((case.operation, case.dtype, case.param, shape, case.eps, case.steps), []).append(place)
+        key = (case.norm, case.operation, case.dtype, case.param, shape, case.eps, case.steps)
+        groups.setdefault(key, []).append(place)
     return list(groups.values())
 
 

@@ -21,7 +21,7 @@ def test_groups_share_what_a_framework_compiles_and_leave_no_case_out():
     assert sorted(place for group in groups for place in group) == list(range(len(cases)))
     for group in groups:
         own = [cases[place] for place in group]
-        assert len({(c.operation, c.dtype, c.param, c.count, c.shape[1:], c.eps) for c in own}) == 1
+        assert len({(c.norm, c.operation, c.dtype, c.param, c.count, c.shape[1:], c.eps) for c in own}) == 1
     assert len(groups) < len(cases)
 
 
