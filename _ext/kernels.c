@@ -1166,7 +1166,10 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
         }
     if (!is->tensors)
         return;
-    int hard[REFBN_TENSORS] = {0}, squares = 0;
+    int hard[REFBN_TENSORS] = {0}, zero_if[REFBN_TENSORS], squares = 0;
+    for (int which = 0; which < REFBN_TENSORS; which++)
+        zero_if[which] = s->eps + parameters.var > 0.0 ? refbn_zero_at_sight(job->pass, which, &parameters)
+                                                       : REFBN_NEVER;
     ptrdiff_t index, last;
     for (refbn_share(job, unit, &index, &last); index < last; index++) {
         if (!flags[index])
@@ -1195,10 +1198,8 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
             } else
                 for (; n < tile.count; n++)
                     left[n] = (uint16_t)n;
-            const int zero_if = s->eps + parameters.var > 0.0 ? refbn_zero_at_sight(job->pass, which, &parameters)
-                                                              : REFBN_NEVER;
-            if (zero_if)
-                n = refbn_put_zeros(call, unit, tile, output, zero_if, parameters.mean, x, g, u, left, n);
+            if (zero_if[which])
+                n = refbn_put_zeros(call, unit, tile, output, zero_if[which], parameters.mean, x, g, u, left, n);
             refbn_exact_elements(&group, form, x, g, u, left, n, output->format, code);
             refbn_put_codes(call, unit, tile, output, left, n, code);
             if (!squares && refbn_exact_suggests_zero(&group, form)) {

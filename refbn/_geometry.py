@@ -20,7 +20,7 @@ For group norm the channel axis is seen as two.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -113,8 +113,7 @@ class Geometry:
         there are all group axes and then all reduced ones, as they come.
         """
         if not self.channelwise:
-            order = (*self.group_axes, *self.reduced_axes)
-            return [t.reshape(self.split).transpose(order) for t in tensors]  # to split an axis takes no copy
+            return [t.reshape(self.split).transpose(self._order) for t in tensors]  # to split an axis takes no copy
         key: tuple[int, ...] = ()
         for t in tensors:
             key += t.strides
@@ -136,20 +135,18 @@ class Geometry:
 
     def grouped(self, tensor: Array) -> Array:
         """Return a tensor as ``(G, m)``: group axes first, all axes in their order, whatever the strides."""
-        return self.rows(tensor.reshape(self.split).transpose((*self.group_axes, *self.reduced_axes)))
+        return self.rows(tensor.reshape(self.split).transpose(self._order))
 
     def ungrouped(self, rows: Array) -> Array:
         """Return ``(G, m)`` as `grouped` gives it in the tensor's shape."""
-        order = (*self.group_axes, *self.reduced_axes)
-        back = sorted(range(len(order)), key=order.__getitem__)
+        back = sorted(range(len(self._order)), key=self._order.__getitem__)
         return rows.reshape(self._canonical_shape).transpose(back).reshape(self.shape)
 
     def spread(self, vector: Array) -> Array:
         """Repeat gamma, or what else lies on the affine axes, to a canonical view."""
         axes = self.affine_axes
         shape = [size if axis in axes else 1 for axis, size in enumerate(self.split)]
-        view = vector.reshape(shape).transpose((*self.group_axes, *self.reduced_axes))
-        return np.broadcast_to(view, self._canonical_shape)
+        return np.broadcast_to(vector.reshape(shape).transpose(self._order), self._canonical_shape)
 
     def by_affine(self, rows: Array) -> Array:
         """Return ``(G, m)`` as ``(A, k)``: for each of the A elements of gamma the k elements that it scales.
@@ -157,12 +154,19 @@ class Geometry:
         Some of the rows are enough, if they are whole indices of the first group axis; A is less then where gamma lies
         on that axis, and k is less where it does not.
         """
-        order = (*self.group_axes, *self.reduced_axes)
+        order = self._order
         shape = (len(rows) // max(math.prod(self.group_shape[1:]), 1), *self._canonical_shape[1:])
         positions = [order.index(axis) for axis in self.affine_axes]
         others = [position for position in range(len(order)) if position not in positions]
         flat = [math.prod(shape[position] for position in some) for some in (positions, others)]
         return rows.reshape(shape).transpose((*positions, *others)).reshape(flat)
+
+    def scaled(self, elements: Sequence[int] | None = None) -> Iterator[dict[int, list[int]]]:
+        """Yield, for each element of gamma or for some of them, what it scales: by group, the places within."""
+        places = self.by_affine(np.arange(self.groups * self.count).reshape(self.groups, self.count))
+        for of_one in places if elements is None else places[list(elements)]:
+            group_of, place_of = np.divmod(of_one, self.count)
+            yield {g: place_of[group_of == g].tolist() for g in np.unique(group_of).tolist()}
 
     @property
     def named_axes(self) -> int | tuple[int, ...]:
@@ -171,7 +175,11 @@ class Geometry:
 
     @property
     def _canonical_shape(self) -> tuple[int, ...]:
-        return tuple(self.split[axis] for axis in (*self.group_axes, *self.reduced_axes))
+        return tuple(self.split[axis] for axis in self._order)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return (*self.group_axes, *self.reduced_axes)
 
     def _view(self, strides: Sequence[tuple[int, ...]]) -> _View:
         lead = strides[0]

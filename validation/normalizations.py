@@ -59,14 +59,10 @@ def draw(geometry: _geometry.Geometry, form: Format, seed: int, family: str | No
         cases.fill(rng, geometry.count, cases.FAMILIES[str(names[g % len(names)])][0], form)[1]
         for g in range(geometry.groups)
     ]
-    order = (*geometry.group_axes, *geometry.reduced_axes)
-    shape = tuple(geometry.split[axis] for axis in order)
-
-    def tensor(name: str) -> Array:
-        rows = np.stack([one[name] for one in drawn]).reshape(shape)
-        return np.ascontiguousarray(rows.transpose(np.argsort(order)).reshape(geometry.shape))
-
-    inputs = {name: tensor(name) for name in ("x", "dy", "x_dot")}
+    inputs = {
+        name: np.ascontiguousarray(geometry.ungrouped(np.stack([one[name] for one in drawn])))
+        for name in ("x", "dy", "x_dot")
+    }
     for name in ("gamma", "beta", "gamma_dot", "beta_dot"):
         values = rng.standard_normal(geometry.affine_shape)
         inputs[name] = round_to(np.round(values) if seed % 3 == 0 else values, form.dtype)

@@ -495,13 +495,9 @@ def _exactly(
 
 def _sums(geometry: Geometry, rows: list[Exact]) -> tuple[Sum, ...]:
     """Return, for each element of gamma, the sum over what it scales."""
-    places = np.arange(geometry.groups * geometry.count).reshape(geometry.groups, geometry.count)
-    sums = []
-    for scaled in geometry.by_affine(places):
-        group_of, element_of = np.divmod(scaled, geometry.count)
-        groups = np.unique(group_of).tolist()
-        sums.append(Sum(tuple(rows[g].taken(element_of[group_of == g].tolist()).sum() for g in groups)))
-    return tuple(sums)
+    return tuple(
+        Sum(tuple(rows[group].taken(places).sum() for group, places in scaled.items())) for scaled in geometry.scaled()
+    )
 
 
 def _running(

@@ -70,7 +70,7 @@ class State:
     r: Doubles
     d: Doubles
 
-    def numbers(self, block: slice) -> dict[str, Doubles]:
+    def numbers(self, block: slice | Indices) -> dict[str, Doubles]:
         """Return what the program takes of each group beside x: eps (1 where q is 0), r and d, finite ones."""
         eps = np.where(self.degenerate[block], 1.0, self.eps)
         return {"eps": eps, "r": np.nan_to_num(self.r[block]), "d": np.nan_to_num(self.d[block])}
@@ -114,6 +114,11 @@ class Rows:
     def group(self, **bad: Bools) -> None:
         """Take in what a group has one of."""
         self.bad |= {name: where[:, None] for name, where in bad.items()}
+
+    def degenerate(self, eps: float) -> Bools:
+        """Tell, of shape (G,), where q = var + eps is 0."""
+        x = self["x"]
+        return np.asarray((x == x[:, :1]).all(axis=1) & (eps == 0))
 
     def write(self, out: Array, values: Doubles, whole: str, elements: str = "") -> None:
         """Write rounded values: of a tensor (G, m), of a vector (A,).
@@ -198,23 +203,22 @@ class Ladder:
         """Ask a rung for what is still open."""
         geometry = self.question.geometry
         keys = [key for key in keys if not self.sure[key].all()]
-        sums: dict[str, list[Ball | None]] = {key: [] for key in keys if key in _VECTORS}
+        sums: dict[str, list[Ball]] = {key: [] for key in keys if key in _VECTORS}
         for block in self._blocks(keys, rung.block):
             for key, ball in rung.enclose(block, keys).items():
                 if key in sums:
-                    each = None if ball is None else ball.mapped(geometry.by_affine)
-                    sums[key].append(None if each is None else each.sum())
+                    if ball is not None:
+                        sums[key].append(ball.mapped(geometry.by_affine).sum())
                     continue
                 rounded, sure = (np.zeros(1), np.ones(1, bool)) if ball is None else ball.round(self.forms[key])
                 one_each = key in _STATISTICS
                 self.values[key][block] = rounded[:, 0] if one_each else rounded
                 self.sure[key][block] = sure[:, 0] if one_each else sure
         for key, parts in sums.items():
-            present = [part for part in parts if part is not None]
-            if not present:  # a structural zero in one block is one in all
+            if not parts:  # a structural zero, in one block as in all
                 self.sure[key][...] = True
                 continue
-            rounded, sure = self._joined(present).round(self.forms[key])
+            rounded, sure = self._joined(parts).round(self.forms[key])
             self.values[key][...], self.sure[key][...] = rounded[:, 0], sure[:, 0]
 
     def _blocks(self, keys: Sequence[str], size: int) -> Iterator[Indices]:
@@ -255,23 +259,19 @@ class Ladder:
                 self.values[key][group] = rounded[0] if key in _STATISTICS else rounded
 
     def _decide_sums(self, key: str, pending: list[int]) -> None:
-        geometry, rows = self.question.geometry, self.question.rows
         if not pending:
             return
-        places = np.arange(geometry.groups * geometry.count).reshape(geometry.groups, geometry.count)
-        scaled = geometry.by_affine(places)
-        for index in pending:
+        for index, scaled in zip(pending, self.question.geometry.scaled(pending), strict=True):
             terms: list[Exact] = []
-            group_of, element_of = np.divmod(scaled[index], geometry.count)
-            for group in np.unique(group_of).tolist():
+            for group, places in scaled.items():
                 if key == "beta":  # backward's dβ is a sum of dy
-                    (vector,) = vectors(rows["dy"][group : group + 1], "dy")
+                    (vector,) = vectors(self.question.rows["dy"][group : group + 1], "dy")
                 else:
                     found = self._exactly(group).gradient[key]
                     if found is None:
                         continue
                     vector = found
-                terms.append(vector.taken(element_of[group_of == group].tolist()).sum())
+                terms.append(vector.taken(places).sum())
             self.values[key][index] = round_sum(terms, self.forms[key])
 
     def _exactly(self, group: int) -> Derivatives[Exact]:
@@ -351,8 +351,8 @@ class _Core:
         found: dict[str, Ball | None] = {
             name: Rough.rounded(values[:, None], None) for name, values in statistics.items()
         }
-        numbers = state.numbers(slice(None))
-        rho, delta = (Rough.exactly(numbers[name][block, None], None) for name in ("r", "d"))
+        numbers = state.numbers(block)
+        rho, delta = (Rough.exactly(numbers[name][:, None], None) for name in ("r", "d"))
 
         def exactly(name: str) -> Rough:
             return Rough.exactly(rows[name][block], m)
@@ -416,7 +416,7 @@ class _Balls:
     def enclose(self, block: Indices, keys: Sequence[str]) -> dict[str, Ball | None]:
         question, rows = self.question, self.question.rows
         pivots, x = pivoted(rows["x"][block])
-        numbers = {name: Ball.numbers(values[block]) for name, values in question.state.numbers(slice(None)).items()}
+        numbers = {name: Ball.numbers(values) for name, values in question.state.numbers(block).items()}
         results: dict[str, Ball | None] = {}
         if any(key in _STATISTICS for key in keys):
             results |= _statistics(x, numbers["eps"], Ball.numbers(pivots))

@@ -80,8 +80,7 @@ class Normalization:
         """See `Backend.forward`; ``correction`` is (r, d) of batch renormalization, of the group shape."""
         rows = Rows(self.geometry, x=x, gamma=gamma, beta=beta)
         groups = self.geometry.groups
-        xs = rows["x"]
-        degenerate = np.asarray((xs == xs[:, :1]).all(axis=1) & (eps == 0))
+        degenerate = rows.degenerate(eps)
         r, d = (np.ones(groups), np.zeros(groups)) if correction is None else map(load, correction)
         state = State(eps, degenerate, r.reshape(-1), d.reshape(-1))
         rows.group(root=degenerate, r=np.isnan(state.r), d=np.isnan(state.d))
@@ -222,9 +221,7 @@ def split_gradient(saved: Saved, dy: Array, name: str) -> tuple[Doubles, Doubles
     """Return P g, g − P g and g for the gradient g = γ·dy that reaches x̂, in binary64, by one of the backends."""
     _validate.backend_arithmetic(name, is_ieee())
     geometry = saved.geometry
-    order = (*geometry.group_axes, *geometry.reduced_axes)
-    x, upstream = (t.reshape(geometry.split).transpose(order) for t in (saved.x, dy))
-    rows = Rows(geometry, x=x, dy=upstream, gamma=saved.gamma)
+    rows = Rows(geometry, x=geometry.grouped(saved.x), dy=geometry.grouped(dy), gamma=saved.gamma)
     everything = np.zeros((3, geometry.groups, geometry.count))
     with np.errstate(all="ignore"):
         everything[2] = rows["gamma"] * rows["dy"]
@@ -233,21 +230,17 @@ def split_gradient(saved: Saved, dy: Array, name: str) -> tuple[Doubles, Doubles
         for name in ("gamma", "dy"):
             everything[:, rows.bad[name]] = np.nan
     else:
-        xs = rows["x"]
-        degenerate = (xs == xs[:, :1]).all(axis=1) & (saved.eps == 0)
+        degenerate = rows.degenerate(saved.eps)
         if name == "reference":
             with np.errstate(all="ignore"):
-                everything[0] = reference.project(reference.statistics(xs, saved.eps), everything[2])
+                everything[0] = reference.project(reference.statistics(rows["x"], saved.eps), everything[2])
                 everything[1] = everything[2] - everything[0]
         else:
             _split(rows, np.where(degenerate, 1.0, saved.eps), everything, enclose=name == "enclosure")
-        rows.group(root=np.asarray(degenerate))
+        rows.group(root=degenerate)
         for name in ("x", "gamma", "dy", "root"):
             everything[:, rows.bad[name].any(axis=1)] = np.nan
-    passed, blocked, g = (
-        np.ascontiguousarray(a.reshape(x.shape).transpose(np.argsort(order)).reshape(geometry.shape))
-        for a in everything
-    )
+    passed, blocked, g = (np.ascontiguousarray(geometry.ungrouped(a)) for a in everything)
     return passed, blocked, g
 
 

@@ -69,9 +69,9 @@ def round_sum(terms: Sequence[Exact], form: Format) -> float:
     float
         As `refbn.exact.rounding.round_number` gives it.
     """
-    rational, roots = Fraction(0), [term.parts() for term in terms]
-    rational = sum((a for a, _, _ in roots), rational)
-    irrational = [(b, radicand) for _, b, radicand in roots if b]
+    parts = [term.parts() for term in terms]
+    rational = sum((a for a, _, _ in parts), Fraction(0))
+    irrational = [(b, radicand) for _, b, radicand in parts if b]
     if len(irrational) > 1:
         rounded = _enclosed(rational, irrational, form, _BITS)
         if rounded is not None:
