@@ -48,17 +48,17 @@ static REFBN_INLINE REFBN_VECTOR REFBN_NAME(refbn_biased_load)(const char *from)
 
 /* Combine, test and write a tile; `lane` is the first one of the turn. Returns bits of the lanes with an
  * undecided element, by elements bit 0. */
-static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *in, const refbn_tile *tile,
+static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *const *in, const refbn_tile *tile,
                                                               const REFBN_NAME(refbn_biased) *of, int lane,
-                                                              refbn_rows out, const int terms,
+                                                              const refbn_rows *out, const int terms,
                                                               const int by_groups, const int stream)
 {
     enum { SIZE = sizeof(REFBN_REAL), WIDTH = sizeof(REFBN_VECTOR) / SIZE, MOST = 2 };
     const int unroll = MOST, sets = by_groups ? MOST : 1; /* of constants */
     const int runs = by_groups ? 1 : tile->runs, parts = 1 + (!by_groups && tile->tail > 0);
-    const ptrdiff_t ahead[3] = {refbn_distance(&in[0], tile), terms > 1 ? refbn_distance(&in[1], tile) : 0,
-                                terms > 2 ? refbn_distance(&in[2], tile) : 0};
-    const ptrdiff_t ahead_to_write = refbn_distance(&out, tile);
+    const ptrdiff_t ahead[3] = {refbn_distance(in[0], tile), terms > 1 ? refbn_distance(in[1], tile) : 0,
+                                terms > 2 ? refbn_distance(in[2], tile) : 0};
+    const ptrdiff_t ahead_to_write = refbn_distance(out, tile);
     const REFBN_VECTOR one = (REFBN_VECTOR)refbn_opaque((refbn_v)((REFBN_VECTOR){0} + 1)); /* see rungs.h */
     uint64_t undecided = 0;
     for (int next = 0; next < tile->columns; next += unroll * WIDTH) {
@@ -82,8 +82,8 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
             const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                data[k] = in[k].data + run * in[k].run + column * SIZE;
-            char *to = out.data + run * out.run + column * SIZE;
+                data[k] = in[k]->data + run * in[k]->run + column * SIZE;
+            char *to = out->data + run * out->run + column * SIZE;
             for (int part = 0; part < parts; part++) { /* the rows, then the tail */
                 const int rows = part == 0 ? tile->rows : 1, back = part == 0 ? 0 : refbn_back(tile) * SIZE;
 #pragma GCC unroll 3
@@ -121,8 +121,8 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
                     }
 #pragma GCC unroll 3
                     for (int k = 0; k < terms; k++)
-                        data[k] += in[k].stride;
-                    to += out.stride;
+                        data[k] += in[k]->stride;
+                    to += out->stride;
                 }
             }
         }
@@ -136,9 +136,9 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
 }
 
 /* Which variant is wanted; each is a loop of its own. */
-static uint64_t REFBN_NAME(refbn_combine_tile_biased)(const refbn_rows *in, const refbn_tile *tile,
+static uint64_t REFBN_NAME(refbn_combine_tile_biased)(const refbn_rows *const *in, const refbn_tile *tile,
                                                       const REFBN_NAME(refbn_biased) *of, int lane,
-                                                      refbn_rows out, int terms, int by_groups, int stream)
+                                                      const refbn_rows *out, int terms, int by_groups, int stream)
 {
 #define REFBN_VARIANT(terms, by_groups, stream) \
     case terms << 2 | by_groups << 1 | stream:  \

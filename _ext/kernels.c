@@ -56,6 +56,7 @@ typedef struct {
     refbn_pending pending;
     uint64_t undecided;              /* bits of the groups with something open */
     int summed, solved, moments;     /* whether there are sums; a solution of them; whether x is summed, too */
+    int brief;                       /* whether some of the sums are brief, also those of x that a forward kept */
     double pivots[3][REFBN_LANES];   /* those chosen, while sums are about 0 */
     refbn_totals *totals;            /* of all members, as are the masks and the flags */
     uint64_t *masks, *flags;         /* flags: of the tiles, then room for those of one group */
@@ -226,20 +227,22 @@ static double refbn_power(double exponent) /* 2^exponent, -1000 to 1000 */
     return ((refbn_bits){.i = (int64_t)(exponent + 1023.0) << 52}).f;
 }
 
-/* The part of `tensor` in a tile of a turn, as kernels want it. */
-static refbn_rows refbn_part(const refbn_job *job, const refbn_turn *turn, refbn_tile tile, int which, int format,
-                             const refbn_solution *s, double *buffer)
+/* The part of `tensor` in a tile of a turn, as kernels want it. These and tiles are handed on by reference: a copy of
+ * what was just written waits for it. */
+static void refbn_part(const refbn_job *job, const refbn_turn *turn, const refbn_tile *tile, int which, int format,
+                       const refbn_solution *s, double *buffer, refbn_rows *rows)
 {
     double scale[REFBN_LANES];
     if (s->scaled)
         for (int lane = 0; lane < turn->unit.groups; lane++)
             scale[lane] = refbn_power(s->exponent[which][turn->lane + lane]);
-    return refbn_read(job->call, &turn->unit, tile, refbn_input(job->call, which), format,
-                      s->scaled ? scale : NULL, s->pivot[which] + turn->lane, buffer);
+    refbn_read(job->call, &turn->unit, tile, refbn_input(job->call, which), format, s->scaled ? scale : NULL,
+               s->pivot[which] + turn->lane, buffer, rows);
 }
 
 typedef struct {
     double of[3][REFBN_BLOCK];
+    refbn_rows rows[3];
 } refbn_buffers;
 
 /* Ask for the tile that comes after: that of the next turn; after the last turn the next one; after the last
@@ -262,14 +265,17 @@ static void refbn_prefetch_next(const refbn_job *job, const refbn_unit *unit, in
 }
 
 /* The inputs of a piece of a tile that `wanted` names; the others are x, which is always read. */
-static void refbn_read_inputs(const refbn_job *job, const refbn_turn *turn, refbn_tile piece, const int *wanted,
-                              const refbn_solution *s, refbn_rows *in, refbn_buffers *buffers)
+static void refbn_read_inputs(const refbn_job *job, const refbn_turn *turn, const refbn_tile *piece,
+                              const int *wanted, const refbn_solution *s, const refbn_rows **in,
+                              refbn_buffers *buffers)
 {
     const int format = job->narrow ? REFBN_F32 : REFBN_F64;
-    for (int which = 0; which < 3; which++)
-        in[which] = which == 0 || wanted[which]
-                        ? refbn_part(job, turn, piece, which, format, s, buffers->of[which])
-                        : in[0];
+    for (int which = 0; which < 3; which++) {
+        const int used = which == 0 || wanted[which];
+        in[which] = &buffers->rows[used ? which : 0];
+        if (used)
+            refbn_part(job, turn, piece, which, format, s, buffers->of[which], &buffers->rows[which]);
+    }
 }
 
 /* Limits for sums from a bias on: from the first rows; x may be known to be below `largest`. */
@@ -285,8 +291,8 @@ static void refbn_choose_limits(const refbn_job *job, const refbn_unit *unit, co
         const refbn_turn at = refbn_turn_at(unit, turn);
         refbn_tile rest = refbn_tile_at(job->call, &at.unit, index);
         const refbn_tile piece = refbn_next_piece(job->call, &at.unit, &rest);
-        refbn_rows in[3];
-        refbn_read_inputs(job, &at, piece, wanted, s, in, &buffers);
+        const refbn_rows *in[3];
+        refbn_read_inputs(job, &at, &piece, wanted, s, in, &buffers);
         refbn_raise_limits(job->narrow ? REFBN_F32 : REFBN_F64, in, &piece, FIRST, 0, piece.columns, totals, at.lane,
                            unit->by_groups, wanted);
     }
@@ -410,22 +416,22 @@ static void refbn_collect(const refbn_job *job, const refbn_unit *unit, const re
 }
 
 /* Add the sums of one piece of one tile. */
-static void refbn_sum_piece(const refbn_job *job, refbn_ascent *of, const refbn_turn *at, refbn_tile tile,
-                            refbn_tile piece, int part, const int *wanted, refbn_buffers *buffers)
+static void refbn_sum_piece(const refbn_job *job, refbn_ascent *of, const refbn_turn *at, const refbn_tile *tile,
+                            const refbn_tile *piece, int part, const int *wanted, refbn_buffers *buffers)
 {
     const int format = job->narrow ? REFBN_F32 : REFBN_F64, by_groups = at->unit.by_groups;
     refbn_totals *totals = of->totals + job->team->rank;
-    refbn_rows in[3];
+    const refbn_rows *in[3];
     refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
     const uint32_t exceeding =
-        refbn_sum_tile(of->s.sums, format, in, &piece, part, of->s.pivot, totals, at->lane, by_groups, wanted);
+        refbn_sum_tile(of->s.sums, format, in, piece, part, of->s.pivot, totals, at->lane, by_groups, wanted);
     if (!exceeding)
         return;
     if (part != REFBN_WHOLE) {
         piece = tile;
         refbn_read_inputs(job, at, piece, wanted, &of->s, in, buffers);
     }
-    refbn_sum_exceeding(format, in, &piece, exceeding, of->s.pivot, totals, at->lane, by_groups, wanted);
+    refbn_sum_exceeding(format, in, piece, exceeding, of->s.pivot, totals, at->lane, by_groups, wanted);
 }
 
 /* The sums of the units of a band; all of them the same ones. By groups, units take turns at strips of a tile, and
@@ -464,7 +470,7 @@ static void refbn_sweep_sums(refbn_job *job, refbn_ascent *band, int units, int 
                     const refbn_turn at = refbn_turn_at(&band[k].unit, turn);
                     refbn_tile own_tile = tile, own = piece;
                     own_tile.columns = own.columns = refbn_columns(&at.unit);
-                    refbn_sum_piece(job, &band[k], &at, own_tile, own,
+                    refbn_sum_piece(job, &band[k], &at, &own_tile, &own,
                                     part | (by_groups && rest.count > 0 ? 0 : REFBN_LAST), wanted, &buffers);
                 }
             }
@@ -502,6 +508,16 @@ static int refbn_recall(const refbn_job *job, const refbn_unit *unit, refbn_solu
         for (int k = 0; k < 2; k++)
             s->sum[REFBN_T + k].hi[lane] = s->sum[REFBN_T + k].lo[lane] = s->sum[REFBN_T + k].err[lane] = 0.0;
     return 1;
+}
+
+/* Whether the sums of x that a forward kept are brief ones. */
+static int refbn_kept_briefly(const refbn_job *job, const refbn_unit *unit)
+{
+    const double *row = job->call->state + unit->group * REFBN_STATE_SIZE;
+    int brief = 0;
+    for (int lane = 0; lane < unit->groups; lane++)
+        brief |= row[lane * REFBN_STATE_SIZE + REFBN_STATE_RUNG] < REFBN_TWOFOLD;
+    return brief;
 }
 
 /* Keep what the derivatives want to know. A group with which binary64 could do nothing is to begin with the
@@ -582,11 +598,15 @@ static int refbn_tells_too_little(const refbn_traits *is, refbn_ascent *of)
 }
 
 /* Whether brief sums will do: in a group that is not too long. What they leave undecided is summed again, and the
- * more elements there are, and the more sums, the likelier that is; by groups it would be many groups at once. */
+ * more elements there are, and the more sums, the likelier that is; by groups, at the price of memory that is far
+ * apart, and a tile must be whole strips. */
 static int refbn_may_be_brief(const refbn_job *job, const refbn_traits *is, const refbn_ascent *of)
 {
-    const ptrdiff_t longest = (ptrdiff_t)1 << (is->g && is->u ? 13 : is->g || is->u ? 15 : 17);
-    return of->s.narrow && !of->s.twofold && !of->unit.by_groups && job->call->geometry.count <= longest;
+    const refbn_geometry *geometry = &job->call->geometry;
+    int longest = is->g && is->u ? 13 : is->g || is->u ? 15 : 17; /* exponents of 2 */
+    if (of->unit.by_groups)
+        longest = geometry->ndim > 1 ? 0 : is->g && is->u ? 11 : 13;
+    return of->s.narrow && !of->s.twofold && geometry->count <= (ptrdiff_t)1 << longest;
 }
 
 /* All sums that the pass needs of the units of a band. About 0 where a unit's tensors allow it, briefly or, from the
@@ -622,6 +642,8 @@ static void refbn_make_sums(refbn_job *job, const refbn_traits *is, refbn_ascent
             }
             refbn_sweep_sums(job, &band[k], 1, is->g, is->u);
         }
+    for (int k = 0; k < units; k++)
+        band[k].brief = band[k].s.sums == REFBN_BRIEF || (!moments && refbn_kept_briefly(job, &band[k].unit));
 }
 
 /* Scale each tensor so that its largest element, or sqrt(eps) with x's, is about 1. Returns whether that is
@@ -640,8 +662,9 @@ static int refbn_choose_scales(refbn_job *job, const refbn_unit *unit, const ref
             const refbn_turn at = refbn_turn_at(unit, turn);
             for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
                 const refbn_tile tile = refbn_tile_at(call, unit, index);
-                const refbn_rows rows = refbn_read(call, &at.unit, tile, refbn_input(call, which), REFBN_F64, NULL,
-                                                   s->pivot[which] + at.lane, buffer);
+                refbn_rows rows;
+                refbn_read(call, &at.unit, &tile, refbn_input(call, which), REFBN_F64, NULL, s->pivot[which] + at.lane,
+                           buffer, &rows);
                 for (int row = 0; row < tile.rows; row++)
                     for (int column = 0; column < tile.columns; column++) {
                         const int lane = unit->by_groups ? column : at.lane;
@@ -814,23 +837,23 @@ typedef struct {
 } refbn_work;
 
 /* The tensors of one output's combination, in the order of its terms. */
-static void refbn_take_inputs(refbn_work *work, const refbn_combination *of, refbn_rows *used)
+static void refbn_take_inputs(refbn_work *work, const refbn_combination *of, const refbn_rows **used)
 {
     const int format = work->s->twofold ? REFBN_F64 : REFBN_F32;
     for (int k = 0; k < of->terms; k++) {
         const int tensor = of->tensor[k];
         if (!work->in[tensor].data)
-            work->in[tensor] = refbn_part(work->job, &work->turn, work->piece, tensor, format, work->s,
-                                          work->buffers.of[tensor]);
-        used[k] = work->in[tensor];
+            refbn_part(work->job, &work->turn, &work->piece, tensor, format, work->s, work->buffers.of[tensor],
+                       &work->in[tensor]);
+        used[k] = &work->in[tensor];
     }
 }
 
 /* One output of a piece, both ends of each enclosure in `ends` unless that is NULL. */
-static uint64_t refbn_enclose(refbn_work *work, int which, int odd, refbn_rows out, refbn_ends *ends)
+static uint64_t refbn_enclose(refbn_work *work, int which, int odd, const refbn_rows *out, refbn_ends *ends)
 {
     const refbn_solution *s = work->s;
-    refbn_rows used[3];
+    const refbn_rows *used[3];
     refbn_take_inputs(work, &s->tensor[which], used);
     return refbn_combine_tile(s->twofold, s->sums != REFBN_CENTERED && !refbn_traits_of(s->pass).frozen, used,
                               &work->piece, &s->tensor[which], s->center, work->turn.lane,
@@ -839,11 +862,11 @@ static uint64_t refbn_enclose(refbn_work *work, int which, int odd, refbn_rows o
 }
 
 /* The same from a bias on, in the output's own format. */
-static uint64_t refbn_combine_from_bias(refbn_work *work, int which, refbn_rows out, int stream)
+static uint64_t refbn_combine_from_bias(refbn_work *work, int which, const refbn_rows *out, int stream)
 {
     const refbn_solution *s = work->s;
     const int terms = s->tensor[which].terms, lane = work->turn.lane, by_groups = work->turn.unit.by_groups;
-    refbn_rows used[3];
+    const refbn_rows *used[3];
     refbn_take_inputs(work, &s->tensor[which], used);
     return s->twofold ? refbn_combine_tile_biased_f64(used, &work->piece, &s->biased_f64[which], lane, out, terms,
                                                       by_groups, stream)
@@ -912,45 +935,45 @@ static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *tr
     double encoded[REFBN_BLOCK];
     refbn_rows out;
     if (output->format == own) {
-        const int placed = refbn_in_place(job->call, unit, work->piece, output, own, &out);
+        const int placed = refbn_in_place(job->call, unit, &work->piece, output, own, &out);
         if (!placed)
             out = refbn_in_buffer(&work->piece, encoded, refbn_size(own));
         const uint64_t every = refbn_every(unit);
         uint64_t undecided = every;
         if ((s->biased[which] >> work->turn.lane & every) == every && trials->failed * 4 <= trials->tried + 8) {
-            undecided = refbn_fold(unit, refbn_combine_from_bias(work, which, out, placed && output->stream));
+            undecided = refbn_fold(unit, refbn_combine_from_bias(work, which, &out, placed && output->stream));
             trials->tried++;
             trials->failed += undecided != 0;
         }
         if (undecided)
-            undecided = refbn_fold(unit, refbn_enclose(work, which, 0, out, NULL)) |
+            undecided = refbn_fold(unit, refbn_enclose(work, which, 0, &out, NULL)) |
                         (s->hopeless[which] >> work->turn.lane & every);
         if (!placed)
-            refbn_write_tile(job->call, unit, work->piece, output, encoded);
+            refbn_write_tile(job->call, unit, &work->piece, output, encoded);
         return undecided;
     }
     refbn_ends ends;
-    uint64_t undecided = refbn_enclose(work, which, s->twofold, (refbn_rows){0}, &ends);
+    uint64_t undecided = refbn_enclose(work, which, s->twofold, NULL, &ends);
     const int size = refbn_size(output->format);
     for (int k = 0; k < refbn_numbers_of(&work->piece); k++) {
         refbn_put(output->format, (char *)encoded + k * size, ends.low[k] + 0.0);
         if (!refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format))
             undecided |= unit->by_groups ? (uint64_t)1 << k % work->piece.columns : 1;
     }
-    refbn_write_tile(job->call, unit, work->piece, output, encoded);
+    refbn_write_tile(job->call, unit, &work->piece, output, encoded);
     return refbn_fold(unit, undecided | s->hopeless[which] >> work->turn.lane);
 }
 
 static int64_t refbn_count_undecided(refbn_work *work, int which)
 {
     const refbn_unit *unit = &work->turn.unit;
-    const refbn_tile piece = work->piece;
+    const refbn_tile *piece = &work->piece;
     refbn_ends ends;
     const int format = refbn_tensor_output(work->job->call, which)->format;
-    refbn_enclose(work, which, work->s->twofold && format != REFBN_F64, (refbn_rows){0}, &ends);
+    refbn_enclose(work, which, work->s->twofold && format != REFBN_F64, NULL, &ends);
     int64_t count = 0;
-    for (int k = 0; k < refbn_numbers_of(&piece); k++) {
-        const int inside = unit->by_groups ? k % piece.columns < refbn_row_lanes(unit) : k < piece.count;
+    for (int k = 0; k < refbn_numbers_of(piece); k++) {
+        const int inside = unit->by_groups ? k % piece->columns < refbn_row_lanes(unit) : k < piece->count;
         count += inside && !refbn_alike(ends.low[k] + 0.0, ends.high[k], format);
     }
     return count;
@@ -1020,12 +1043,12 @@ static int refbn_exact_pass(int pass)
 }
 
 /* A tile by elements as it is in memory, side by side in binary64. */
-static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit, refbn_tile tile, int which,
+static const double *refbn_numbers(const refbn_job *job, const refbn_unit *unit, const refbn_tile *tile, int which,
                                    double *buffer)
 {
     static const double zero[REFBN_LANES];
-    const refbn_rows rows =
-        refbn_read(job->call, unit, tile, refbn_input(job->call, which), REFBN_F64, NULL, zero, buffer);
+    refbn_rows rows;
+    refbn_read(job->call, unit, tile, refbn_input(job->call, which), REFBN_F64, NULL, zero, buffer, &rows);
     return (const double *)(const void *)rows.data;
 }
 
@@ -1078,8 +1101,8 @@ static void refbn_gather_squares(const refbn_job *job, const refbn_unit *unit, c
     refbn_exact_squares_begin(group);
     for (ptrdiff_t index = 0; index < refbn_tiles(job->call, unit) && (is->g || is->u); index++) {
         const refbn_tile tile = refbn_tile_at(job->call, unit, index);
-        refbn_exact_squares_gather(group, is->g ? refbn_numbers(job, unit, tile, 1, buffer[0]) : NULL,
-                                   is->u ? refbn_numbers(job, unit, tile, 2, buffer[1]) : NULL, tile.count);
+        refbn_exact_squares_gather(group, is->g ? refbn_numbers(job, unit, &tile, 1, buffer[0]) : NULL,
+                                   is->u ? refbn_numbers(job, unit, &tile, 2, buffer[1]) : NULL, tile.count);
     }
     refbn_exact_squares_end(group);
 }
@@ -1145,9 +1168,9 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
     if (is->sums && (!is->frozen || vectors))
         for (ptrdiff_t index = 0; index < refbn_tiles(call, unit); index++) {
             const refbn_tile tile = refbn_tile_at(call, unit, index);
-            refbn_exact_gather(&group, refbn_numbers(job, unit, tile, 0, buffer[0]),
-                               is->g ? refbn_numbers(job, unit, tile, 1, buffer[1]) : NULL,
-                               is->u ? refbn_numbers(job, unit, tile, 2, buffer[2]) : NULL, tile.count);
+            refbn_exact_gather(&group, refbn_numbers(job, unit, &tile, 0, buffer[0]),
+                               is->g ? refbn_numbers(job, unit, &tile, 1, buffer[1]) : NULL,
+                               is->u ? refbn_numbers(job, unit, &tile, 2, buffer[2]) : NULL, tile.count);
         }
     const refbn_exact_parameters parameters = {s->parameter[REFBN_GAMMA][0],
                                                s->parameter[REFBN_BETA][0],
@@ -1175,9 +1198,9 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
         if (!flags[index])
             continue;
         const refbn_tile tile = refbn_tile_at(call, unit, index);
-        const double *x = refbn_numbers(job, unit, tile, 0, buffer[0]);
-        const double *g = is->g ? refbn_numbers(job, unit, tile, 1, buffer[1]) : NULL;
-        const double *u = is->u ? refbn_numbers(job, unit, tile, 2, buffer[2]) : NULL;
+        const double *x = refbn_numbers(job, unit, &tile, 0, buffer[0]);
+        const double *g = is->g ? refbn_numbers(job, unit, &tile, 1, buffer[1]) : NULL;
+        const double *u = is->u ? refbn_numbers(job, unit, &tile, 2, buffer[2]) : NULL;
         for (int which = 0; which < REFBN_TENSORS; which++) {
             if (!(is->tensors >> which & 1))
                 continue;
@@ -1189,7 +1212,7 @@ static void refbn_run_exact(refbn_job *job, const refbn_unit *unit, const refbn_
             if (solved && !hard[which]) {
                 refbn_work work = {.job = job, .s = s, .turn = {*unit, 0}, .piece = tile};
                 refbn_ends ends;
-                refbn_enclose(&work, which, output->format != REFBN_F64, (refbn_rows){0}, &ends);
+                refbn_enclose(&work, which, output->format != REFBN_F64, NULL, &ends);
                 for (int k = 0; k < tile.count; k++) {
                     left[n] = (uint16_t)k;
                     n += !refbn_alike(ends.low[k] + 0.0, ends.high[k], output->format);
@@ -1266,7 +1289,7 @@ static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_asce
 static int refbn_step(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units, int rung)
 {
     /* a second time, better */
-    const int again = rung == REFBN_SCALED || (rung == REFBN_TWOFOLD && band->s.sums == REFBN_BRIEF);
+    const int again = rung == REFBN_SCALED || (rung == REFBN_TWOFOLD && band->brief);
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         s->twofold = rung >= REFBN_TWOFOLD;
@@ -1316,7 +1339,7 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
         if (together && rung == last)
             break;
         refbn_pass_on(job, &ascent->pending, rung, rung == last ? REFBN_EXACT : rung + 1);
-        const int sums_again = ascent->s.sums == REFBN_BRIEF || rung + 1 == REFBN_SCALED;
+        const int sums_again = ascent->brief || rung + 1 == REFBN_SCALED;
         if (together && (rung == last_together || (sums_again && __builtin_popcountll(ascent->undecided) <= 8)))
             break;
     }

@@ -7,9 +7,9 @@
  * Error bounds, with u = 2^-53, n = REFBN_ROWS = 32 the additions in a row's chain, S the sum of the
  * magnitudes of what is summed, W = |a0 t0| + |a1 t1| + |a2 t2| + |c|:
  *
- *  brief sums (all pivots 0, narrow data, by elements)
+ *  brief sums (all pivots 0, narrow data)
  *   Plain binary64: chains of at most REFBN_BRIEFLY + 1 = 9 terms from 0 on, four of them added up. So a term goes
- *   through 11 roundings at most: 12 u S.
+ *   through 11 roundings at most: 12 u S. By groups these are the 8 rows of a strip and the four strips of a tile.
  *  biased sums (all pivots 0)
  *   Every |x| of a chain is at most a power of two, L (likewise dy and x_dot), or the chain is not used.
  *   It starts at 1.5 b with b = 128 L, or 128 L L' for a product. n terms of at most L change it by less than
@@ -226,7 +226,7 @@ static REFBN_INLINE void refbn_add_double(const int mode, const refbn_pair *t, r
 
 /* The wanted sums of a vector of columns: `moments`, `g`, `u` (refbn_has_sum), in double-double. All but the data
  * are constants where this is inlined. */
-static REFBN_INLINE void refbn_sum_double(const int mode, const int format, const refbn_rows *in,
+static REFBN_INLINE void refbn_sum_double(const int mode, const int format, const refbn_rows *const *in,
                                           const refbn_tile *tile, int column, refbn_pivots *pivot,
                                           refbn_totals *totals, int lane, int by_groups, const int moments,
                                           const int g, const int u)
@@ -245,7 +245,7 @@ static REFBN_INLINE void refbn_sum_double(const int mode, const int format, cons
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
                 if (k == 0 || (k == 1 ? g : u)) {
-                    const char *data = in[k].data + run * in[k].run + row * in[k].stride + at * size;
+                    const char *data = in[k]->data + run * in[k]->run + row * in[k]->stride + at * size;
                     t[k] = (refbn_pair){refbn_take(format, data, 0), {0}};
                     if (mode == REFBN_CENTERED)
                         t[k] = refbn_two_difference(t[k].hi, p[k]);
@@ -301,7 +301,7 @@ static REFBN_INLINE void refbn_add_biased(const int wanted, const refbn_v *t, re
 }
 
 /* The chains that `wanted` names, of the vectors of columns from `first` to `last`. */
-static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in, const refbn_tile *tile, int column,
+static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *const *in, const refbn_tile *tile, int column,
                                           const int wanted, refbn_chain (*sum)[2], const int first,
                                           const int last)
 {
@@ -311,8 +311,8 @@ static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in
     const int size = format == REFBN_F32 ? 4 : 8, ahead = first == 0 && column * size % 64 == 0;
     const int used[3] = {(wanted & OF_X) != 0, (wanted & OF_DY) != 0, (wanted & OF_X_DOT) != 0};
     const refbn_v one = refbn_opaque(refbn_splat(1.0));
-    const ptrdiff_t distance[3] = {refbn_distance(&in[0], tile), refbn_distance(&in[1], tile),
-                                   refbn_distance(&in[2], tile)};
+    const ptrdiff_t distance[3] = {refbn_distance(in[0], tile), refbn_distance(in[1], tile),
+                                   refbn_distance(in[2], tile)};
     refbn_tail tail[2];
 #pragma GCC unroll 2
     for (int j = first; j < last; j++)
@@ -321,7 +321,7 @@ static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in
         const char *data[3];
 #pragma GCC unroll 3
         for (int k = 0; k < 3; k++)
-            data[k] = in[k].data + run * in[k].run + column * size;
+            data[k] = in[k]->data + run * in[k]->run + column * size;
         for (int row = 0; row < tile->rows; row++) {
             if (ahead)
 #pragma GCC unroll 3
@@ -339,7 +339,7 @@ static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in
             }
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
-                data[k] += in[k].stride;
+                data[k] += in[k]->stride;
         }
 #pragma GCC unroll 2
         for (int j = first; j < last; j++) {
@@ -356,7 +356,7 @@ static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *in
 }
 
 /* The same from a bias on. Returns whether something exceeds its limit; then nothing is added to the totals. */
-static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *in, const refbn_tile *tile, int part,
+static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *const *in, const refbn_tile *tile, int part,
                                          int column, refbn_totals *totals, int lane, int by_groups, const int moments,
                                          const int g, const int u)
 {
@@ -450,7 +450,7 @@ static REFBN_INLINE void refbn_add_brief(const refbn_v *t, refbn_v *sum, refbn_v
 }
 
 /* The wanted sums of a tile by elements, in short chains. */
-static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile *tile, refbn_totals *totals, int lane,
+static REFBN_INLINE void refbn_sum_brief(const refbn_rows *const *in, const refbn_tile *tile, refbn_totals *totals, int lane,
                                          const int moments, const int g, const int u)
 {
     static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
@@ -458,8 +458,8 @@ static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile 
     const int unroll = g && u ? REFBN_WIDTH < 8 ? 1 : 2 : VECTORS; /* as many at a time as the registers hold */
     const int used[3] = {moments || g || u, g, u}, squared[3] = {moments, g, u};
     const refbn_v one = refbn_opaque(refbn_splat(1.0));
-    const ptrdiff_t distance[3] = {refbn_distance(&in[0], tile), refbn_distance(&in[1], tile),
-                                   refbn_distance(&in[2], tile)};
+    const ptrdiff_t distance[3] = {refbn_distance(in[0], tile), refbn_distance(in[1], tile),
+                                   refbn_distance(in[2], tile)};
     refbn_chain total[REFBN_SUMS] = {{{0}, {0}}};
     refbn_v largest[3] = {{0}};
     for (int first = 0; first < VECTORS; first += unroll) {
@@ -469,7 +469,7 @@ static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile 
             const char *data[3];
 #pragma GCC unroll 3
             for (int k = 0; k < 3; k++)
-                data[k] = in[k].data + run * in[k].run + first * REFBN_WIDTH * SIZE;
+                data[k] = in[k]->data + run * in[k]->run + first * REFBN_WIDTH * SIZE;
             for (int left = tile->rows; left > 0;) {
                 const int n = left < REFBN_BRIEFLY - taken ? left : REFBN_BRIEFLY - taken;
                 for (int row = 0; row < n; row++) {
@@ -488,7 +488,7 @@ static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile 
                     }
 #pragma GCC unroll 3
                     for (int k = 0; k < 3; k++)
-                        data[k] += in[k].stride;
+                        data[k] += in[k]->stride;
                 }
                 left -= n;
                 taken += n;
@@ -543,9 +543,77 @@ static REFBN_INLINE void refbn_sum_brief(const refbn_rows *in, const refbn_tile 
             refbn_total_square(totals, tensor, at, largest[tensor]);
 }
 
+/* The wanted sums of two vectors of columns of a tile by groups, in short chains: one for REFBN_BRIEFLY rows, and one
+ * of these, which goes on from strip to strip. */
+static REFBN_INLINE void refbn_sum_brief_by_groups(const refbn_rows *const *in, const refbn_tile *tile, int part, int column,
+                                                   refbn_totals *totals, const int moments, const int g, const int u)
+{
+    static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
+    enum { SIZE = 4 };
+    const int used[3] = {moments || g || u, g, u}, squared[3] = {moments, g, u}, ahead = column * SIZE % 64 == 0;
+    const refbn_v one = refbn_opaque(refbn_splat(1.0));
+    const ptrdiff_t distance[3] = {refbn_distance(in[0], tile), refbn_distance(in[1], tile),
+                                   refbn_distance(in[2], tile)};
+    const char *data[3];
+    refbn_v open[2][REFBN_SUMS];
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; k++)
+        data[k] = in[k]->data + column * SIZE;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++)
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++)
+            if (refbn_has_sum(k, moments, g, u))
+                open[j][k] = part & REFBN_FIRST ? (refbn_v){0}
+                                                : refbn_load(totals->open_hi[k] + column + j * REFBN_WIDTH);
+    for (int first = 0; first < tile->rows; first += REFBN_BRIEFLY) {
+        refbn_v sum[2][REFBN_SUMS] = {{{0}}};
+        for (int row = first; row < tile->rows && row < first + REFBN_BRIEFLY; row++) {
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                if (used[k] && ahead)
+                    refbn_ahead(data[k], distance[k], REFBN_COLUMNS * SIZE);
+#pragma GCC unroll 2
+            for (int j = 0; j < 2; j++) {
+                refbn_v t[3];
+#pragma GCC unroll 3
+                for (int k = 0; k < 3; k++)
+                    if (used[k])
+                        t[k] = refbn_widen(data[k], j * REFBN_WIDTH);
+                refbn_add_brief(t, sum[j], one, moments, g, u);
+            }
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; k++)
+                data[k] += in[k]->stride;
+        }
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++)
+#pragma GCC unroll 9
+            for (int k = 0; k < REFBN_SUMS; k++)
+                if (refbn_has_sum(k, moments, g, u))
+                    open[j][k] += sum[j][k];
+    }
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+        const int at = column + j * REFBN_WIDTH;
+#pragma GCC unroll 9
+        for (int k = 0; k < REFBN_SUMS; k++)
+            if (refbn_has_sum(k, moments, g, u)) {
+                if (part & REFBN_LAST)
+                    refbn_total(totals, k, at, open[j][k], (refbn_v){0});
+                else
+                    refbn_store(totals->open_hi[k] + at, open[j][k]);
+            }
+#pragma GCC unroll 3
+        for (int tensor = 0; tensor < 3; tensor++)
+            if (squared[tensor] && part & REFBN_LAST)
+                refbn_total_square(totals, tensor, at, open[j][squares[tensor]]);
+    }
+}
+
 /* Raise limits so that they are well above the first `rows` rows of each run, from `column` on for `width` columns;
  * but not beyond what the chains can take. */
-static void refbn_raise_limits(int format, const refbn_rows *in, const refbn_tile *tile, int rows, int column, int width,
+static void refbn_raise_limits(int format, const refbn_rows *const *in, const refbn_tile *tile, int rows, int column, int width,
                                refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
     const int size = format == REFBN_F32 ? 4 : 8;
@@ -555,7 +623,7 @@ static void refbn_raise_limits(int format, const refbn_rows *in, const refbn_til
             refbn_v largest = {0};
             for (int run = 0; run < tile->runs; run++)
                 for (int row = 0; row < tile->rows + tail.any && row < rows; row++) {
-                    const char *data = in[k].data + run * in[k].run + row * in[k].stride;
+                    const char *data = in[k]->data + run * in[k]->run + row * in[k]->stride;
                     const refbn_v magnitude =
                         refbn_abs(refbn_take(format, data + (row < tile->rows ? at : tail.at) * size, 0));
                     largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
@@ -582,7 +650,7 @@ static void refbn_raise_limits(int format, const refbn_rows *in, const refbn_til
     REFBN_VARIANT(0, 1, 1)   \
     REFBN_VARIANT(1, 1, 1)
 
-static void refbn_sum_columns(int mode, int format, const refbn_rows *in, const refbn_tile *tile, int column,
+static void refbn_sum_columns(int mode, int format, const refbn_rows *const *in, const refbn_tile *tile, int column,
                               refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
                               const int *wanted)
 {
@@ -601,7 +669,7 @@ static void refbn_sum_columns(int mode, int format, const refbn_rows *in, const 
 #undef REFBN_VARIANT
 }
 
-static int refbn_sum_columns_biased(int format, const refbn_rows *in, const refbn_tile *tile, int part, int column,
+static int refbn_sum_columns_biased(int format, const refbn_rows *const *in, const refbn_tile *tile, int part, int column,
                                     refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
 #define REFBN_VARIANT(m, g, u)                                                                              \
@@ -614,11 +682,17 @@ static int refbn_sum_columns_biased(int format, const refbn_rows *in, const refb
     return 0;
 }
 
-static void refbn_sum_tile_brief(const refbn_rows *in, const refbn_tile *tile, refbn_totals *totals, int lane,
-                                 const int *wanted)
+static void refbn_sum_tile_brief(const refbn_rows *const *in, const refbn_tile *tile, int part, refbn_totals *totals,
+                                 int lane, int by_groups, const int *wanted)
 {
-#define REFBN_VARIANT(m, g, u) \
-    case 4 * m + 2 * g + u: refbn_sum_brief(in, tile, totals, lane, m, g, u); break;
+#define REFBN_VARIANT(m, g, u)                                                                        \
+    case 4 * m + 2 * g + u:                                                                           \
+        if (!by_groups)                                                                               \
+            refbn_sum_brief(in, tile, totals, lane, m, g, u);                                         \
+        else                                                                                          \
+            for (int column = 0; column < tile->columns; column += REFBN_COLUMNS)                     \
+                refbn_sum_brief_by_groups(in, tile, part, column, totals, m, g, u);                   \
+        break;
     switch (4 * wanted[0] + 2 * wanted[1] + wanted[2]) { REFBN_VARIANTS }
 #undef REFBN_VARIANT
 }
@@ -626,13 +700,13 @@ static void refbn_sum_tile_brief(const refbn_rows *in, const refbn_tile *tile, r
 /* Add the sums that are wanted (of x, with dy, with x_dot) of a part of a tile to the totals of its turn, whose lanes
  * begin at `lane`. Returns bits of the columns, REFBN_COLUMNS at a time, of which nothing was added because something
  * exceeds its limit. */
-static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *in, const refbn_tile *tile, int part,
+static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *const *in, const refbn_tile *tile, int part,
                                refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
                                const int *wanted)
 {
     uint32_t exceeding = 0;
     if (mode == REFBN_BRIEF)
-        refbn_sum_tile_brief(in, tile, totals, lane, wanted);
+        refbn_sum_tile_brief(in, tile, part, totals, lane, by_groups, wanted);
     else if (mode == REFBN_BIASED)
         for (int at = 0; at * REFBN_COLUMNS < tile->columns; at++)
             exceeding |= (uint32_t)refbn_sum_columns_biased(format, in, tile, part, at * REFBN_COLUMNS, totals, lane,
@@ -645,7 +719,7 @@ static uint32_t refbn_sum_tile(int mode, int format, const refbn_rows *in, const
 }
 
 /* What exceeded its limit, of a whole tile: with other sums, and higher limits from now on. */
-static void refbn_sum_exceeding(int format, const refbn_rows *in, const refbn_tile *tile, uint32_t exceeding,
+static void refbn_sum_exceeding(int format, const refbn_rows *const *in, const refbn_tile *tile, uint32_t exceeding,
                                 refbn_pivots *pivot, refbn_totals *totals, int lane, int by_groups,
                                 const int *wanted)
 {
@@ -736,9 +810,9 @@ static REFBN_INLINE int refbn_back(const refbn_tile *tile) { return tile->column
 /* Combine, test and write a tile; `lane` is the first one of its turn. The result has a bit for each lane with
  * an undecided element; by elements, bit 0. The output is binary32 at `out`, or with `ends` both ends in
  * binary64. `check`: elements may be infinite or NaN, or overflow. */
-static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const refbn_tile *tile,
+static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *const *in, const refbn_tile *tile,
                                                  const refbn_combination *of, refbn_pivots *pivot, int lane,
-                                                 int by_groups, refbn_rows out, refbn_ends *ends, int check,
+                                                 int by_groups, const refbn_rows *out, refbn_ends *ends, int check,
                                                  const int terms)
 {
     enum { MOST = 4 };
@@ -756,8 +830,8 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const ref
             const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                data[k] = in[k].data + run * in[k].run + column * 4;
-            char *to = ends ? NULL : out.data + run * out.run + column * 4;
+                data[k] = in[k]->data + run * in[k]->run + column * 4;
+            char *to = ends ? NULL : out->data + run * out->run + column * 4;
             int at = run * refbn_run_length(tile) + column; /* in `ends` */
             for (int row = 0; row < rows; row++) {
                 if (row == tile->rows) {
@@ -770,9 +844,9 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const ref
                 }
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++)
-                    refbn_ahead(data[k], refbn_distance(&in[k], tile), unroll * REFBN_WIDTH * 4);
+                    refbn_ahead(data[k], refbn_distance(in[k], tile), unroll * REFBN_WIDTH * 4);
                 if (!ends)
-                    refbn_ahead_to_write(to, refbn_distance(&out, tile), unroll * REFBN_WIDTH * 4);
+                    refbn_ahead_to_write(to, refbn_distance(out, tile), unroll * REFBN_WIDTH * 4);
 #pragma GCC unroll 4
                 for (int j = 0; j < unroll; j++) {
                     refbn_v v = c[j].hi[3], e = c[j].bound[3];
@@ -796,9 +870,9 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const ref
                 }
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++)
-                    data[k] += in[k].stride;
+                    data[k] += in[k]->stride;
                 if (!ends)
-                    to += out.stride;
+                    to += out->stride;
                 at += tile->columns;
             }
         }
@@ -812,9 +886,9 @@ static REFBN_INLINE uint64_t refbn_combine_plain(const refbn_rows *in, const ref
     return undecided;
 }
 
-static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const refbn_tile *tile,
+static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *const *in, const refbn_tile *tile,
                                                   const refbn_combination *of, refbn_pivots *pivot, int lane,
-                                                  int by_groups, refbn_rows out, refbn_ends *ends, int check,
+                                                  int by_groups, const refbn_rows *out, refbn_ends *ends, int check,
                                                   int odd, const int terms, const int direct)
 {
     enum { MOST = 2 };
@@ -832,8 +906,8 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const re
             const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
-                data[k] = in[k].data + run * in[k].run + column * 8;
-            char *to = ends ? NULL : out.data + run * out.run + column * 8;
+                data[k] = in[k]->data + run * in[k]->run + column * 8;
+            char *to = ends ? NULL : out->data + run * out->run + column * 8;
             int at = run * refbn_run_length(tile) + column; /* in `ends` */
             for (int row = 0; row < rows; row++) {
                 if (row == tile->rows) {
@@ -846,9 +920,9 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const re
                 }
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++)
-                    refbn_ahead(data[k], refbn_distance(&in[k], tile), unroll * REFBN_WIDTH * 8);
+                    refbn_ahead(data[k], refbn_distance(in[k], tile), unroll * REFBN_WIDTH * 8);
                 if (!ends)
-                    refbn_ahead_to_write(to, refbn_distance(&out, tile), unroll * REFBN_WIDTH * 8);
+                    refbn_ahead_to_write(to, refbn_distance(out, tile), unroll * REFBN_WIDTH * 8);
 #pragma GCC unroll 2
                 for (int j = 0; j < unroll; j++) {
                     refbn_v hi = c[j].hi[3], lo = c[j].lo[3], e = c[j].bound[3];
@@ -881,9 +955,9 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const re
                 }
 #pragma GCC unroll 3
                 for (int k = 0; k < terms; k++)
-                    data[k] += in[k].stride;
+                    data[k] += in[k]->stride;
                 if (!ends)
-                    to += out.stride;
+                    to += out->stride;
                 at += tile->columns;
             }
         }
@@ -897,9 +971,9 @@ static REFBN_INLINE uint64_t refbn_combine_double(const refbn_rows *in, const re
 }
 
 /* `direct`: all pivots are 0. */
-static uint64_t refbn_combine_tile(int twofold, int direct, const refbn_rows *in, const refbn_tile *tile,
+static uint64_t refbn_combine_tile(int twofold, int direct, const refbn_rows *const *in, const refbn_tile *tile,
                                    const refbn_combination *of, refbn_pivots *pivot, int lane, int by_groups,
-                                   refbn_rows out, refbn_ends *ends, int check, int odd)
+                                   const refbn_rows *out, refbn_ends *ends, int check, int odd)
 {
 #define REFBN_VARIANT(terms)                                                                                   \
     case terms:                                                                                                \

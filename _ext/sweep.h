@@ -327,20 +327,20 @@ static inline refbn_tile refbn_next_strip(const refbn_call *call, const refbn_un
 }
 
 /* Whether a tile of a tensor can be used where it lies. */
-static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+static inline int refbn_in_place(const refbn_call *call, const refbn_unit *unit, const refbn_tile *tile,
                                  const refbn_tensor *tensor, int format, refbn_rows *rows)
 {
     const int last = call->geometry.ndim - 1;
     const ptrdiff_t size = refbn_size(format), inner = tensor->stride[last];
     ptrdiff_t left;
     if (tensor->format != format ||
-        (unit->by_groups ? tensor->group_stride != size || refbn_row_lanes(unit) != tile.columns
-                         : inner != size || refbn_numbers_of(&tile) != tile.count))
+        (unit->by_groups ? tensor->group_stride != size || refbn_row_lanes(unit) != tile->columns
+                         : inner != size || refbn_numbers_of(tile) != tile->count))
         return 0;
-    rows->data = refbn_element(call, tensor, unit->group, tile.start, &left);
+    rows->data = refbn_element(call, tensor, unit->group, tile->start, &left);
     rows->stride = unit->by_groups ? inner * unit->copies : REFBN_ROW * size;
     rows->run = last > 0 ? tensor->stride[last - 1] : 0;
-    return left >= tile.count || tile.runs > 1;
+    return left >= tile->count || tile->runs > 1;
 }
 
 /* Side by side in a buffer. */
@@ -351,21 +351,20 @@ static inline refbn_rows refbn_in_buffer(const refbn_tile *tile, void *buffer, i
 
 /* The tile for reading, in `format` (binary32 or binary64), scaled by a power of two unless that is 1.
  * Padding repeats the lane's pivot. */
-static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
-                             const refbn_tensor *tensor, int format, const double *scale, const double *pivot,
-                             void *buffer)
+static void refbn_read(const refbn_call *call, const refbn_unit *unit, const refbn_tile *tile,
+                       const refbn_tensor *tensor, int format, const double *scale, const double *pivot, void *buffer,
+                       refbn_rows *rows)
 {
-    refbn_rows rows;
-    if (!scale && refbn_in_place(call, unit, tile, tensor, format, &rows))
-        return rows;
+    if (!scale && refbn_in_place(call, unit, tile, tensor, format, rows))
+        return;
     const int size = refbn_size(format);
     const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
-    rows = refbn_in_buffer(&tile, buffer, size);
+    *rows = refbn_in_buffer(tile, buffer, size);
     ptrdiff_t left;
-    char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
-    for (ptrdiff_t done = 0; done < tile.count;) {
-        left = left < tile.count - done ? left : tile.count - done;
-        char *to = rows.data + (unit->by_groups ? done / unit->copies * rows.stride : done * size);
+    char *data = refbn_element(call, tensor, unit->group, tile->start, &left);
+    for (ptrdiff_t done = 0; done < tile->count;) {
+        left = left < tile->count - done ? left : tile->count - done;
+        char *to = rows->data + (unit->by_groups ? done / unit->copies * rows->stride : done * size);
         const char *from = data;
         for (ptrdiff_t row = 0; row < (unit->by_groups ? left / unit->copies : 1); row++) {
             const ptrdiff_t stride = unit->by_groups ? tensor->group_stride : inner;
@@ -374,34 +373,33 @@ static refbn_rows refbn_read(const refbn_call *call, const refbn_unit *unit, ref
                 refbn_read_float(tensor->format, (float *)(void *)to, from, stride, n);
             else
                 refbn_read_double(tensor->format, (double *)(void *)to, from, stride, n);
-            to += rows.stride;
+            to += rows->stride;
             from += inner * unit->copies;
         }
         done += left;
-        if (done < tile.count)
-            data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
+        if (done < tile->count)
+            data = refbn_next_run(call, tensor, unit->group, tile->start + done, data, left, &left);
     }
-    const int all = refbn_numbers_of(&tile);
+    const int all = refbn_numbers_of(tile);
     if (unit->by_groups) {
-        for (int row = 0; row < tile.rows; row++)
-            for (int lane = refbn_row_lanes(unit); lane < tile.columns; lane++)
+        for (int row = 0; row < tile->rows; row++)
+            for (int lane = refbn_row_lanes(unit); lane < tile->columns; lane++)
                 if (format == REFBN_F32)
-                    ((float *)buffer)[row * tile.columns + lane] = (float)pivot[lane];
+                    ((float *)buffer)[row * tile->columns + lane] = (float)pivot[lane];
                 else
-                    ((double *)buffer)[row * tile.columns + lane] = pivot[lane];
+                    ((double *)buffer)[row * tile->columns + lane] = pivot[lane];
     } else
-        for (int k = (int)tile.count; k < all; k++)
+        for (int k = (int)tile->count; k < all; k++)
             if (format == REFBN_F32)
                 ((float *)buffer)[k] = (float)pivot[0];
             else
                 ((double *)buffer)[k] = pivot[0];
     if (scale) /* binary64; padding, being a pivot, is scaled already */
         for (int k = 0; k < all; k++) {
-            const int lane = unit->by_groups ? k % tile.columns : 0;
-            if (unit->by_groups ? lane < unit->groups : k < tile.count)
+            const int lane = unit->by_groups ? k % tile->columns : 0;
+            if (unit->by_groups ? lane < unit->groups : k < tile->count)
                 ((double *)buffer)[k] *= scale[lane];
         }
-    return rows;
 }
 
 /* Ask for the memory of a tile ahead of its use, where the hardware would not: where memory goes by in short
@@ -439,28 +437,28 @@ static void refbn_prefetch(const refbn_call *call, const refbn_unit *unit, ptrdi
 }
 
 /* Write a tile of encoded numbers that lies in a buffer. */
-static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, refbn_tile tile,
+static void refbn_write_tile(const refbn_call *call, const refbn_unit *unit, const refbn_tile *tile,
                              const refbn_tensor *tensor, const void *buffer)
 {
     const int size = refbn_size(tensor->format);
     const ptrdiff_t inner = tensor->stride[call->geometry.ndim - 1];
     ptrdiff_t left;
-    char *data = refbn_element(call, tensor, unit->group, tile.start, &left);
-    for (ptrdiff_t done = 0; done < tile.count;) {
-        left = left < tile.count - done ? left : tile.count - done;
-        const char *from = (const char *)buffer + done / unit->copies * (unit->by_groups ? tile.columns : 1) * size;
+    char *data = refbn_element(call, tensor, unit->group, tile->start, &left);
+    for (ptrdiff_t done = 0; done < tile->count;) {
+        left = left < tile->count - done ? left : tile->count - done;
+        const char *from = (const char *)buffer + done / unit->copies * (unit->by_groups ? tile->columns : 1) * size;
         char *to = data;
         if (!unit->by_groups)
             refbn_write(size, to, from, inner, left);
         else
             for (ptrdiff_t row = 0; row < left / unit->copies; row++) {
                 refbn_write(size, to, from, tensor->group_stride, refbn_row_lanes(unit));
-                from += tile.columns * size;
+                from += tile->columns * size;
                 to += inner * unit->copies;
             }
         done += left;
-        if (done < tile.count)
-            data = refbn_next_run(call, tensor, unit->group, tile.start + done, data, left, &left);
+        if (done < tile->count)
+            data = refbn_next_run(call, tensor, unit->group, tile->start + done, data, left, &left);
     }
 }
 

@@ -115,7 +115,7 @@ static void probe_elements(const refbn_job *job, const refbn_unit *unit, const r
             refbn_ends kept;
             probe_trace = trace;
             probe_slots = 0;
-            refbn_enclose(&work, which, 1, (refbn_rows){0}, &kept);
+            refbn_enclose(&work, which, 1, NULL, &kept);
             probe_trace = NULL;
             probe_tile(&work, &kept, s->twofold ? trace : NULL, 0, probe_current->ends[rung][which]);
             const uint64_t every = refbn_every(&work.turn.unit);
@@ -125,7 +125,8 @@ static void probe_elements(const refbn_job *job, const refbn_unit *unit, const r
             const int size = s->twofold ? 8 : 4, numbers = refbn_numbers_of(&work.piece);
             probe_trace = trace;
             probe_slots = 0;
-            refbn_combine_from_bias(&work, which, refbn_in_buffer(&work.piece, slots, size), 0);
+            const refbn_rows rows = refbn_in_buffer(&work.piece, slots, size);
+            refbn_combine_from_bias(&work, which, &rows, 0);
             probe_trace = NULL;
             for (int k = 0; k < numbers; k++)
                 kept.low[k] = s->twofold ? slots[k] : ((float *)slots)[k];
