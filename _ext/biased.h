@@ -46,16 +46,16 @@ static REFBN_INLINE REFBN_VECTOR REFBN_NAME(refbn_biased_load)(const char *from)
     return a;
 }
 
-/* Combine, test and write a tile; `lane` is the first one of the turn. Returns bits of the lanes with an
- * undecided element, by elements bit 0. */
+/* Combine, test and write a tile; `lane` is the first one of the turn, `lanes` those in use by groups. Returns bits of
+ * the blocks (refbn_block) with an undecided element. */
 static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *const *in, const refbn_tile *tile,
-                                                              const REFBN_NAME(refbn_biased) *of, int lane,
+                                                              const REFBN_NAME(refbn_biased) *of, int lane, int lanes,
                                                               const refbn_rows *out, const int terms,
                                                               const int by_groups, const int stream)
 {
     enum { SIZE = sizeof(REFBN_REAL), WIDTH = sizeof(REFBN_VECTOR) / SIZE, MOST = 2 };
     const int unroll = MOST, sets = by_groups ? MOST : 1; /* of constants */
-    const int runs = by_groups ? 1 : tile->runs, parts = 1 + (!by_groups && tile->tail > 0);
+    const int runs = by_groups ? 1 : tile->runs;
     const ptrdiff_t ahead[3] = {refbn_distance(in[0], tile), terms > 1 ? refbn_distance(in[1], tile) : 0,
                                 terms > 2 ? refbn_distance(in[2], tile) : 0};
     const ptrdiff_t ahead_to_write = refbn_distance(out, tile);
@@ -64,7 +64,7 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
     for (int next = 0; next < tile->columns; next += unroll * WIDTH) {
         const int column = refbn_column(tile, next, unroll * WIDTH);
         REFBN_VECTOR hi[3][MOST], lo[3][MOST], start[MOST], bias[MOST], low[MOST], high[MOST];
-        REFBN_BITS bad[MOST] = {{0}};
+        REFBN_BITS used[MOST];
 #pragma GCC unroll 2
         for (int j = 0; j < sets; j++) {
             const int at = column + j * WIDTH;
@@ -77,20 +77,29 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
             bias[j] = REFBN_NAME(refbn_biased_get)(of->bias + lane, at, by_groups);
             low[j] = REFBN_NAME(refbn_biased_get)(of->low + lane, at, by_groups);
             high[j] = REFBN_NAME(refbn_biased_get)(of->high + lane, at, by_groups);
+            for (int k = 0; by_groups && k < WIDTH; k++)
+                used[j][k] = at + k < lanes ? -1 : 0;
         }
+        uint64_t block = 1;
         for (int run = 0; run < runs; run++) {
             const char *data[3] = {NULL, NULL, NULL};
 #pragma GCC unroll 3
             for (int k = 0; k < terms; k++)
                 data[k] = in[k]->data + run * in[k]->run + column * SIZE;
             char *to = out->data + run * out->run + column * SIZE;
-            for (int part = 0; part < parts; part++) { /* the rows, then the tail */
-                const int rows = part == 0 ? tile->rows : 1, back = part == 0 ? 0 : refbn_back(tile) * SIZE;
+            for (int row = 0; row < tile->rows; block <<= 1) {
+                const int left = tile->rows - row < REFBN_FEW ? tile->rows - row : REFBN_FEW;
+                row += left;
+                const int with_tail = left + (!by_groups && row == tile->rows && tile->tail > 0);
+                REFBN_BITS bad[MOST] = {{0}};
+                for (int n = 0; n < with_tail; n++) {
+                    if (!by_groups && n == left) {
+                        const int back = refbn_back(tile) * SIZE;
 #pragma GCC unroll 3
-                for (int k = 0; k < terms; k++)
-                    data[k] -= back;
-                to -= back;
-                for (int row = 0; row < rows; row++) {
+                        for (int k = 0; k < terms; k++)
+                            data[k] -= back;
+                        to -= back;
+                    }
 #pragma GCC unroll 3
                     for (int k = 0; k < terms; k++)
                         refbn_ahead(data[k], ahead[k], unroll * (int)sizeof(REFBN_VECTOR));
@@ -124,25 +133,24 @@ static REFBN_INLINE uint64_t REFBN_NAME(refbn_combine_biased)(const refbn_rows *
                         data[k] += in[k]->stride;
                     to += out->stride;
                 }
+                if (by_groups)
+                    bad[0] &= used[0], bad[1] &= used[1];
+                if (refbn_any((refbn_vi)(bad[0] | bad[1])))
+                    undecided |= block;
             }
         }
-#pragma GCC unroll 2
-        for (int j = 0; j < unroll; j++)
-            if (refbn_any((refbn_vi)bad[j]))
-                for (int k = 0; k < WIDTH; k++)
-                    undecided |= (uint64_t)(bad[j][k] != 0) << (by_groups ? column + j * WIDTH + k : 0);
     }
     return undecided;
 }
 
 /* Which variant is wanted; each is a loop of its own. */
 static uint64_t REFBN_NAME(refbn_combine_tile_biased)(const refbn_rows *const *in, const refbn_tile *tile,
-                                                      const REFBN_NAME(refbn_biased) *of, int lane,
+                                                      const REFBN_NAME(refbn_biased) *of, int lane, int lanes,
                                                       const refbn_rows *out, int terms, int by_groups, int stream)
 {
 #define REFBN_VARIANT(terms, by_groups, stream) \
     case terms << 2 | by_groups << 1 | stream:  \
-        return REFBN_NAME(refbn_combine_biased)(in, tile, of, lane, out, terms, by_groups, stream);
+        return REFBN_NAME(refbn_combine_biased)(in, tile, of, lane, lanes, out, terms, by_groups, stream);
     switch (terms << 2 | by_groups << 1 | stream) {
         REFBN_VARIANT(1, 0, 0)
         REFBN_VARIANT(1, 0, 1)

@@ -603,7 +603,7 @@ static int refbn_tells_too_little(const refbn_traits *is, refbn_ascent *of)
 static int refbn_may_be_brief(const refbn_job *job, const refbn_traits *is, const refbn_ascent *of)
 {
     const refbn_geometry *geometry = &job->call->geometry;
-    int longest = is->g && is->u ? 13 : is->g || is->u ? 15 : 17; /* exponents of 2 */
+    int longest = is->g && is->u ? 13 : 17; /* exponents of 2 */
     if (of->unit.by_groups)
         longest = geometry->ndim > 1 ? 0 : is->g && is->u ? 11 : 13;
     return of->s.narrow && !of->s.twofold && geometry->count <= (ptrdiff_t)1 << longest;
@@ -849,29 +849,55 @@ static void refbn_take_inputs(refbn_work *work, const refbn_combination *of, con
     }
 }
 
-/* One output of a piece, both ends of each enclosure in `ends` unless that is NULL. */
-static uint64_t refbn_enclose(refbn_work *work, int which, int odd, const refbn_rows *out, refbn_ends *ends)
+static uint64_t refbn_enclose_part(const refbn_work *work, const refbn_rows *const *in, const refbn_tile *part,
+                                   int which, int odd, const refbn_rows *out, refbn_ends *ends)
 {
     const refbn_solution *s = work->s;
-    const refbn_rows *used[3];
-    refbn_take_inputs(work, &s->tensor[which], used);
-    return refbn_combine_tile(s->twofold, s->sums != REFBN_CENTERED && !refbn_traits_of(s->pass).frozen, used,
-                              &work->piece, &s->tensor[which], s->center, work->turn.lane,
-                              work->turn.unit.by_groups, out, ends,
+    return refbn_combine_tile(s->twofold, s->sums != REFBN_CENTERED && !refbn_traits_of(s->pass).frozen, in, part,
+                              &s->tensor[which], s->center, work->turn.lane, work->turn.unit.by_groups, out, ends,
                               s->scaled || refbn_traits_of(s->pass).frozen, odd);
 }
 
-/* The same from a bias on, in the output's own format. */
+/* One output of a piece, both ends of each enclosure in `ends` unless that is NULL. */
+static uint64_t refbn_enclose(refbn_work *work, int which, int odd, const refbn_rows *out, refbn_ends *ends)
+{
+    const refbn_rows *used[3];
+    refbn_take_inputs(work, &work->s->tensor[which], used);
+    return refbn_enclose_part(work, used, &work->piece, which, odd, out, ends);
+}
+
+/* The same, of some blocks of a piece. */
+static uint64_t refbn_enclose_blocks(refbn_work *work, int which, uint64_t blocks, const refbn_rows *out)
+{
+    const int terms = work->s->tensor[which].terms;
+    const refbn_rows *used[3];
+    uint64_t undecided = 0;
+    refbn_take_inputs(work, &work->s->tensor[which], used);
+    for (; blocks; blocks &= blocks - 1) {
+        const int index = __builtin_ctzll(blocks);
+        const refbn_tile block = refbn_block(&work->piece, index);
+        const refbn_rows to = refbn_rows_of_block(&work->piece, out, index);
+        refbn_rows from[3];
+        const refbn_rows *const in[3] = {&from[0], &from[1], &from[2]};
+        for (int k = 0; k < terms; k++)
+            from[k] = refbn_rows_of_block(&work->piece, used[k], index);
+        undecided |= refbn_enclose_part(work, in, &block, which, 0, &to, NULL);
+    }
+    return undecided;
+}
+
+/* One output of a piece from a bias on, in its own format. Returns bits of the blocks with an undecided element. */
 static uint64_t refbn_combine_from_bias(refbn_work *work, int which, const refbn_rows *out, int stream)
 {
     const refbn_solution *s = work->s;
-    const int terms = s->tensor[which].terms, lane = work->turn.lane, by_groups = work->turn.unit.by_groups;
+    const refbn_unit *unit = &work->turn.unit;
+    const int terms = s->tensor[which].terms, lane = work->turn.lane, lanes = refbn_row_lanes(unit);
     const refbn_rows *used[3];
     refbn_take_inputs(work, &s->tensor[which], used);
-    return s->twofold ? refbn_combine_tile_biased_f64(used, &work->piece, &s->biased_f64[which], lane, out, terms,
-                                                      by_groups, stream)
-                      : refbn_combine_tile_biased_f32(used, &work->piece, &s->biased_f32[which], lane, out, terms,
-                                                      by_groups, stream);
+    return s->twofold ? refbn_combine_tile_biased_f64(used, &work->piece, &s->biased_f64[which], lane, lanes, out,
+                                                      terms, unit->by_groups, stream)
+                      : refbn_combine_tile_biased_f32(used, &work->piece, &s->biased_f32[which], lane, lanes, out,
+                                                      terms, unit->by_groups, stream);
 }
 
 /* What combinations want to know of each group, for all its lanes. */
@@ -919,7 +945,7 @@ static uint64_t refbn_fold(const refbn_unit *unit, uint64_t lanes)
     return groups & refbn_every(unit);
 }
 
-/* How often combining from a bias on was tried in a sweep, and left something undecided. */
+/* How many blocks were combined from a bias on in a sweep, and in how many something was left undecided. */
 typedef struct {
     int64_t tried, failed;
 } refbn_trials;
@@ -939,18 +965,17 @@ static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *tr
         if (!placed)
             out = refbn_in_buffer(&work->piece, encoded, refbn_size(own));
         const uint64_t every = refbn_every(unit);
-        uint64_t undecided = every;
-        if ((s->biased[which] >> work->turn.lane & every) == every && trials->failed * 4 <= trials->tried + 8) {
-            undecided = refbn_fold(unit, refbn_combine_from_bias(work, which, &out, placed && output->stream));
-            trials->tried++;
-            trials->failed += undecided != 0;
-        }
-        if (undecided)
-            undecided = refbn_fold(unit, refbn_enclose(work, which, 0, &out, NULL)) |
-                        (s->hopeless[which] >> work->turn.lane & every);
+        uint64_t undecided;
+        if ((s->biased[which] >> work->turn.lane & every) == every && trials->failed * 4 <= trials->tried + 32) {
+            const uint64_t blocks = refbn_combine_from_bias(work, which, &out, placed && output->stream);
+            undecided = refbn_enclose_blocks(work, which, blocks, &out);
+            trials->tried += work->piece.runs * refbn_blocks_of_run(&work->piece);
+            trials->failed += __builtin_popcountll(blocks);
+        } else
+            undecided = refbn_enclose(work, which, 0, &out, NULL) | s->hopeless[which] >> work->turn.lane;
         if (!placed)
             refbn_write_tile(job->call, unit, &work->piece, output, encoded);
-        return undecided;
+        return refbn_fold(unit, undecided) & every;
     }
     refbn_ends ends;
     uint64_t undecided = refbn_enclose(work, which, s->twofold, NULL, &ends);

@@ -102,12 +102,18 @@ static REFBN_INLINE refbn_vfi refbn_note_difference(refbn_vfi a, refbn_vf b, ref
 #endif
 }
 
-static REFBN_INLINE int64_t refbn_any(refbn_vi a)
+static REFBN_INLINE int refbn_any(refbn_vi a)
 {
+#if defined(__AVX512F__)
+    return _mm512_test_epi64_mask((__m512i)a, (__m512i)a) != 0;
+#elif defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)a, (__m256i)a);
+#else
     int64_t all = 0;
     for (int lane = 0; lane < REFBN_WIDTH; lane++)
         all |= a[lane];
-    return all;
+    return all != 0;
+#endif
 }
 
 static REFBN_INLINE refbn_v refbn_root(refbn_v a)

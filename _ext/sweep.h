@@ -24,7 +24,8 @@ enum {
     REFBN_BLOCK = REFBN_ROWS * REFBN_LANES, /* numbers in a tile at most */
     REFBN_SPREAD = 128, /* lanes that the totals of a unit are spread over, by elements */
     REFBN_BAND = 8,     /* units by groups whose sweeps go together, so that memory goes by in long pieces */
-    REFBN_STRIP = 8     /* rows of a tile by groups that are worked on at a time, one unit after the other */
+    REFBN_STRIP = 8,    /* rows of a tile by groups that are worked on at a time, one unit after the other */
+    REFBN_FEW = 4       /* rows of a run that are combined again if something among them is undecided */
 };
 
 typedef struct {
@@ -66,6 +67,25 @@ static REFBN_INLINE int refbn_run_length(const refbn_tile *tile) { return tile->
 
 /* With padding. */
 static REFBN_INLINE int refbn_numbers_of(const refbn_tile *tile) { return tile->runs * refbn_run_length(tile); }
+
+/* A run's rows are taken a few at a time; its tail goes with the last ones. Such blocks are counted through all runs. */
+static REFBN_INLINE int refbn_blocks_of_run(const refbn_tile *tile) { return (tile->rows + REFBN_FEW - 1) / REFBN_FEW; }
+
+static inline refbn_tile refbn_block(const refbn_tile *tile, int index)
+{
+    const int row = index % refbn_blocks_of_run(tile) * REFBN_FEW, left = tile->rows - row;
+    refbn_tile block = *tile;
+    block.runs = 1;
+    block.rows = left < REFBN_FEW ? left : REFBN_FEW;
+    block.tail = left <= REFBN_FEW ? tile->tail : 0;
+    return block;
+}
+
+static inline refbn_rows refbn_rows_of_block(const refbn_tile *tile, const refbn_rows *rows, int index)
+{
+    const int run = index / refbn_blocks_of_run(tile), row = index % refbn_blocks_of_run(tile) * REFBN_FEW;
+    return (refbn_rows){rows->data + run * rows->run + row * rows->stride, rows->stride, rows->run};
+}
 
 static inline ptrdiff_t refbn_magnitude(ptrdiff_t a) { return a < 0 ? -a : a; }
 
