@@ -382,7 +382,10 @@ static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *con
                 sum[k][j].lo = refbn_load(totals->open_lo[k] + column + j * REFBN_WIDTH);
             }
     }
-    if (g && u) { /* as much at a time as 16 registers hold */
+    if (g && u && REFBN_WIDTH == 8) { /* as much at a time as 32 registers hold */
+        refbn_run_chains(format, in, tile, column, wanted, sum, 0, 1);
+        refbn_run_chains(format, in, tile, column, wanted, sum, 1, 2);
+    } else if (g && u) { /* 16 registers */
         refbn_run_chains(format, in, tile, column, wanted & ~PRODUCTS, sum, 0, 2);
         refbn_run_chains(format, in, tile, column, wanted & PRODUCTS, sum, 0, 1);
         refbn_run_chains(format, in, tile, column, wanted & PRODUCTS, sum, 1, 2);
@@ -628,7 +631,7 @@ static void refbn_raise_limits(int format, const refbn_rows *const *in, const re
                         refbn_abs(refbn_take(format, data + (row < tile->rows ? at : tail.at) * size, 0));
                     largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
                 }
-            const refbn_v above = 32.0 * refbn_power_below(largest);
+            const refbn_v above = 8.0 * refbn_power_below(largest);
             const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), above, (refbn_v){0});
             if (by_groups) {
                 double *to = totals->limit[k] + at;
