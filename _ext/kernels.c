@@ -57,6 +57,7 @@ typedef struct {
     uint64_t undecided;              /* bits of the groups with something open */
     int summed, solved, moments;     /* whether there are sums; a solution of them; whether x is summed, too */
     int brief;                       /* whether some of the sums are brief, also those of x that a forward kept */
+    int better;                      /* whether sums from a bias on were not good enough */
     double pivots[3][REFBN_LANES];   /* those chosen, while sums are about 0 */
     refbn_totals *totals;            /* of all members, as are the masks and the flags */
     uint64_t *masks, *flags;         /* flags: of the tiles, then room for those of one group */
@@ -615,11 +616,12 @@ static void refbn_make_sums(refbn_job *job, const refbn_traits *is, refbn_ascent
 {
     int moments = 0;
     for (int k = 0; k < units; k++)
-        moments |= is->frozen || job->pass == REFBN_FORWARD || !refbn_recall(job, &band[k].unit, &band[k].s);
+        moments |= is->frozen || job->pass == REFBN_FORWARD || band[k].better ||
+                   !refbn_recall(job, &band[k].unit, &band[k].s);
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         band[k].moments = moments;
-        if (s->scaled || !s->dispensable[0] || (is->g && !s->dispensable[1]) || (is->u && !s->dispensable[2])) {
+        if (s->scaled || band[k].better || !s->dispensable[0] || (is->g && !s->dispensable[1]) || (is->u && !s->dispensable[2])) {
             s->sums = REFBN_CENTERED;
             continue;
         }
@@ -1306,7 +1308,7 @@ static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_asce
     s->unbiased = call->unbiased;
     __builtin_memcpy(s->weight[0], call->weight_new, sizeof s->weight[0]);
     __builtin_memcpy(s->weight[1], call->weight_old, sizeof s->weight[1]);
-    ascent->summed = ascent->solved = 0;
+    ascent->summed = ascent->solved = ascent->better = 0;
     refbn_fill_parameters(job, &ascent->unit, is, s);
 }
 
@@ -1314,7 +1316,7 @@ static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_asce
 static int refbn_step(refbn_job *job, const refbn_traits *is, refbn_ascent *band, int units, int rung)
 {
     /* a second time, better */
-    const int again = rung == REFBN_SCALED || (rung == REFBN_TWOFOLD && band->brief);
+    const int again = rung == REFBN_SCALED || (rung == REFBN_TWOFOLD && (band->brief || band->better));
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         s->twofold = rung >= REFBN_TWOFOLD;
@@ -1356,17 +1358,31 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
         is->frozen || job->narrow || job->pass == REFBN_RUNNING_UPDATE ? REFBN_TWOFOLD : REFBN_SCALED;
     const int together = unit->by_groups || unit->groups > 1;
     const int last_together = unit->copies > 1 ? REFBN_TWOFOLD : last; /* scales are not repeated */
-    for (; rung <= last; rung++, done = 0) {
+    int alone = last; /* where groups begin that go on alone */
+    for (; rung <= last; done = 0) {
         if (!done && !refbn_step(job, is, ascent, 1, rung))
             break;
         if (!ascent->undecided)
             return;
         if (together && rung == last)
             break;
-        refbn_pass_on(job, &ascent->pending, rung, rung == last ? REFBN_EXACT : rung + 1);
-        const int sums_again = ascent->brief || rung + 1 == REFBN_SCALED;
-        if (together && (rung == last_together || (sums_again && __builtin_popcountll(ascent->undecided) <= 8)))
+        uint64_t hopeless = 0;
+        for (int which = 0; which < REFBN_TENSORS; which++)
+            hopeless |= is->tensors >> which & 1 ? ascent->s.hopeless[which] & ascent->undecided : 0;
+        /* before scales: they cost more than sums in double-double */
+        const int better =
+            rung == REFBN_TWOFOLD && last == REFBN_SCALED && ascent->s.sums == REFBN_BIASED && !hopeless;
+        const int next = better ? rung : rung + 1;
+        if (next > rung)
+            refbn_pass_on(job, &ascent->pending, rung, rung == last ? REFBN_EXACT : next);
+        const int sums_again = ascent->brief || better || next == REFBN_SCALED;
+        if (together && ((rung == last_together && next > rung) ||
+                         (sums_again && __builtin_popcountll(ascent->undecided) <= 8))) {
+            alone = next;
             break;
+        }
+        ascent->better = better;
+        rung = next;
     }
     if (!together) {
         if (rung <= last)
@@ -1394,7 +1410,8 @@ static void refbn_climb(refbn_job *job, refbn_ascent *ascent, int rung, int done
             spare->open.of[which] = ascent->open.of[which] >> lane & 1;
         refbn_meet(job); /* whoever goes on to the next unit writes its flags */
         refbn_begin(job, is, spare);
-        refbn_climb(job, spare, rung < last ? rung + 1 : last, 0, NULL);
+        spare->better = alone == REFBN_TWOFOLD && ascent->s.twofold;
+        refbn_climb(job, spare, alone, 0, NULL);
     }
 }
 

@@ -33,7 +33,7 @@ from tests.backends.problems import (
     truth,
 )
 
-PLAIN, TWOFOLD, _, EXACT = range(4)
+PLAIN, TWOFOLD, SCALED, EXACT = range(4)
 ELEMENTS, VECTORS = range(2)  # rows and columns of `counting`
 BY = {"by elements": "groups first", "by groups": "groups last"}  # eight groups or more
 each_way = pytest.mark.parametrize("layout", BY.values(), ids=BY.keys())
@@ -166,16 +166,27 @@ def test_only_a_bad_group_is_summed_again(build, layout):
     assert np.count_nonzero(rungs == PLAIN) >= 65  # a mean may be a true tie
 
 
+def long_problem(fmt, shape):
+    """So many independent normal numbers that a derivative leaves some to better sums."""
+    problem, rng = make_problem(7, shape, (fmt,) * 3), np.random.default_rng(2)
+    for name in TENSORS & problem.keys():
+        problem[name] = rng.standard_normal(shape, fmt.dtype)
+    return problem
+
+
 @pytest.mark.parametrize("pass_name", ["jvp", "double_backward", "hvp"])
 def test_what_a_forward_summed_briefly_is_summed_again(build, pass_name):
     """A derivative that wants better sums of x than the forward kept makes them; it does not go to the integers."""
-    shape, rng = (64, 3 * 2**13), np.random.default_rng(2)  # long, so that something is left to the second rung
-    problem = make_problem(7, shape, (BINARY32,) * 3)
-    for name in TENSORS & problem.keys():
-        problem[name] = rng.standard_normal(shape, np.float32)
-    counts = count(pass_name, problem, "groups first")
+    counts = count(pass_name, long_problem(BINARY32, (128, 3 * 2**13)))
     assert counts[ELEMENTS, EXACT] == 0
     assert counts[ELEMENTS, TWOFOLD] > 0
+
+
+@each_way
+def test_sums_in_double_double_come_before_scales(build, layout):
+    """What sums from a bias on leave undecided: these are cheap, but know less where products cancel."""
+    counts = count("double_backward", long_problem(BINARY64, (128, 3 * 2**13)), layout)
+    assert counts[ELEMENTS, SCALED] == counts[ELEMENTS, EXACT] == 0
 
 
 @pytest.mark.parametrize("groups", [6, 70])
