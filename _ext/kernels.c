@@ -1308,7 +1308,7 @@ static void refbn_begin(const refbn_job *job, const refbn_traits *is, refbn_asce
     s->unbiased = call->unbiased;
     __builtin_memcpy(s->weight[0], call->weight_new, sizeof s->weight[0]);
     __builtin_memcpy(s->weight[1], call->weight_old, sizeof s->weight[1]);
-    ascent->summed = ascent->solved = ascent->better = 0;
+    ascent->summed = ascent->solved = ascent->brief = ascent->better = 0;
     refbn_fill_parameters(job, &ascent->unit, is, s);
 }
 
