@@ -4,7 +4,13 @@ tinygrad has reverse mode alone; gradients are nested as the composition says. T
 ``track_running_stats=False``, and the batch's statistics are those of ``BatchNorm.calc_stats``. Frozen ones are the
 module's running tensors outside of ``Context(TRAINING=1)``, which take part in derivatives.
 
-The device CPU compiles its kernels with clang. A type that this compiler does not know is unsupported here.
+All outputs of an operation are realized at once, as an optimizer realizes its gradients: what they share is scheduled
+and compiled once.
+
+The device CPU compiles its kernels with clang. A type that this compiler does not know is unsupported here. tinygrad
+would compile the kernels of one schedule in a pool of processes, one for each core, that start anew after every few
+kernels; they would take the cores from the audit's own jobs (`refbn.audit.jobs`). So each kernel is compiled in the
+process that asks for it, by the same compiler with the same flags.
 """
 
 from __future__ import annotations
@@ -50,7 +56,10 @@ class Tinygrad:
         if operation not in self.operations:
             raise Unsupported(f"tinygrad has no forward mode, so no {operation}")
         with _compiler():
-            return {name: _array(tensor) for name, tensor in self._run(operation, inputs).items()}
+            answer = self._run(operation, inputs)
+            first, *others = answer.values()
+            first.realize(*others)
+            return {name: _array(tensor) for name, tensor in answer.items()}
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:
         if operation in _STATEFUL:
@@ -141,6 +150,7 @@ class Tinygrad:
                     "gradient = along.gradient(*point)",
                 ] * depth
             lines.append(f"answer = dict(zip({tuple(f'd{name}' for name in names)}, gradient))")
+        lines.append("Tensor.realize(*answer.values())")
         lines.append("answer = {name: tensor.numpy() for name, tensor in answer.items()}")
         return "\n".join(lines)
 
@@ -196,10 +206,13 @@ def _array(tensor: Tensor) -> Array:
 @contextmanager
 def _compiler() -> Iterator[None]:
     """Turn the compiler's refusal into `Unsupported`: it is too old for a type, which is not tinygrad's affair."""
+    from tinygrad import helpers
     from tinygrad.device import CompileError
 
+    alone = {"PARALLEL": 0} if hasattr(helpers, "PARALLEL") else {}  # older versions have no pool
     try:
-        yield
+        with helpers.Context(**alone):
+            yield
     except (CompileError, CalledProcessError) as error:  # the second: clang as a program, which tinygrad calls itself
         ended = isinstance(error, CalledProcessError)
         words = f"{error.cmd[0]} ends with status {error.returncode}" if ended else str(error).strip()
