@@ -42,6 +42,7 @@ class Tinygrad:
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
     environment: ClassVar[Mapping[str, str]] = {}
+    compiles = True
 
     def version(self) -> str | None:
         """Return the installed version, or None; tinygrad is not imported for this."""
