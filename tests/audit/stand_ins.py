@@ -156,6 +156,13 @@ class Someone(ZOO["bessel-backward"]):
     name = "someone"
 
 
+class PerfectCompiling(Perfect):
+    """Compiles for each shape."""
+
+    name = "compiling"
+    compiles = True
+
+
 class Compiling:
     """Another adapter, which is said to compile for each shape."""
 
