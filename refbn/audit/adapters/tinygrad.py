@@ -57,10 +57,7 @@ class Tinygrad:
         if operation not in self.operations:
             raise Unsupported(f"tinygrad has no forward mode, so no {operation}")
         with _compiler():
-            answer = self._run(operation, inputs)
-            first, *others = answer.values()
-            first.realize(*others)
-            return {name: _array(tensor) for name, tensor in answer.items()}
+            return _arrays(self._run(operation, inputs))
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:
         if operation in _STATEFUL:
@@ -151,7 +148,8 @@ class Tinygrad:
                     "gradient = along.gradient(*point)",
                 ] * depth
             lines.append(f"answer = dict(zip({tuple(f'd{name}' for name in names)}, gradient))")
-        lines.append("Tensor.realize(*answer.values())")
+        if "bfloat16" not in (inputs.x.dtype.name, inputs.gamma.dtype.name):  # which NumPy gets as binary32
+            lines.append("Tensor.realize(*answer.values())")
         lines.append("answer = {name: tensor.numpy() for name, tensor in answer.items()}")
         return "\n".join(lines)
 
@@ -196,12 +194,16 @@ def _tensor(array: Array) -> Tensor:
     return Tensor(array)
 
 
-def _array(tensor: Tensor) -> Array:
-    """Return a tensor's values; those of a bfloat16 one come as binary32."""
+def _arrays(answer: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return the tensors' values, realized at once; NumPy gets bfloat16 as binary32, as by tinygrad's own ``numpy``."""
     from tinygrad import dtypes
 
-    array = np.asarray(tensor.numpy())
-    return array.astype(BFLOAT16.dtype) if tensor.dtype == dtypes.bfloat16 else array
+    half = {name for name, tensor in answer.items() if tensor.dtype == dtypes.bfloat16}
+    told = {name: tensor.float() if name in half else tensor for name, tensor in answer.items()}
+    first, *others = told.values()
+    first.realize(*others)
+    arrays = {name: np.asarray(tensor.numpy()) for name, tensor in told.items()}
+    return {name: array.astype(BFLOAT16.dtype) if name in half else array for name, array in arrays.items()}
 
 
 @contextmanager
