@@ -161,6 +161,8 @@ def _audit(options: argparse.Namespace) -> int:
         return 0
     if options.all and options.framework:
         raise BadUse("audit: --all and the name of a framework exclude each other")
+    if options.every_case and not options.quick:
+        raise BadUse("audit: --every-case says something of --quick alone; a full audit asks every case")
     _check_files(options)
 
     from refbn.audit import selection

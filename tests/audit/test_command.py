@@ -284,6 +284,10 @@ def test_a_bad_option(capsys, option):
     assert option[-1] in refused(capsys, "audit", *option)
 
 
+def test_every_case_is_asked_of_a_quick_audit(capsys):
+    assert "--quick alone" in refused(capsys, "audit", "perfect", "--every-case")
+
+
 def test_an_empty_choice(capsys):
     err = refused(capsys, "audit", "perfect", "--family", "exact", "--operation", "rev_rev_rev")
     assert "no case has this combination" in err
