@@ -85,6 +85,11 @@ def add_command(commands: Commands) -> None:
         help="how many processes share the cases (default: one for each core that may be used)",
     )
     audit.add_argument("--quick", action="store_true", help="fewer cases, in less than a minute")
+    audit.add_argument(
+        "--every-case",
+        action="store_true",
+        help="with --quick: all its cases also of frameworks that compile for each shape, which takes some minutes",
+    )
     for form, meaning in _FILES.items():
         audit.add_argument(f"--{form}", metavar="FILE", type=Path, help=f"also write {meaning}")
     audit.add_argument(
@@ -156,6 +161,8 @@ def _audit(options: argparse.Namespace) -> int:
         return 0
     if options.all and options.framework:
         raise BadUse("audit: --all and the name of a framework exclude each other")
+    if options.every_case and not options.quick:
+        raise BadUse("audit: --every-case says something of --quick alone; a full audit asks every case")
     _check_files(options)
 
     from refbn.audit import selection
@@ -176,7 +183,7 @@ def _run(
 ) -> int:
     from rich.console import Console
 
-    from refbn.audit import detail, diagnosis, jobs, known, runner
+    from refbn.audit import detail, diagnosis, groups, jobs, known, runner
     from refbn.audit.report import terminal
     from refbn.audit.report.run import make_run, scripts
 
@@ -184,7 +191,11 @@ def _run(
     mistakes = all(adapter.name.startswith("zoo-") for adapter in chosen.adapters)  # they are their own explanation
     seconds = None if options.no_diagnosis or mistakes else 8.0 if options.quick else 120.0
     reasons = None if seconds is None else diagnosis.Diagnosis(seconds)
-    several = min(options.jobs or jobs.available(), len(jobs.groups_of(cases)) // jobs.GROUPS)
+    several = min(options.jobs or jobs.available(), len(groups.groups_of(cases)) // jobs.GROUPS)
+    plans = {}
+    if options.quick and not options.every_case and not options.case:
+        plans = {adapter.name: groups.plan(adapter, cases) for adapter in chosen.adapters}
+    asked, not_asked = groups.everything(plans, cases)
     if options.case:
         findings = [f for adapter in chosen.adapters for f in detail.print_case(adapter, cases[0], console, reasons)]
     else:
@@ -192,9 +203,9 @@ def _run(
             if several > 1:
                 which = options.framework, options.python, options.timeout
                 names = [adapter.name for adapter in chosen.adapters]
-                findings = jobs.run_jobs(*which, names, cases, several, progress, seconds)
+                findings = jobs.run_jobs(*which, names, asked, several, progress, seconds, not_asked)
             else:
-                findings = runner.run_cases(chosen.adapters, cases, progress, reasons)
+                findings = runner.run_cases(chosen.adapters, asked, progress, reasons, not_asked)
     findings = known.mark(findings, accepted)
     wanted = any(getattr(options, name) for name in _FILES if name != "junit")
     run = make_run(
@@ -205,7 +216,8 @@ def _run(
         refbn.__version__,
         missing=chosen.missing,
         scripts=scripts(findings, chosen.adapters) if wanted else {},
-        gone=known.gone(findings, accepted),
+        gone=known.gone(findings, accepted, {name for name, plan in plans.items() if plan.left_out}),
+        plans=plans,
     )
     if options.framework and set(options.framework) == {"zoo"} and not options.case:
         terminal.print_kill_table(runner.kill_table(findings), console)

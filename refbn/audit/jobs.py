@@ -1,9 +1,9 @@
 """One audit in several processes.
 
-The cases are shared out in *groups* of one operation, shape and format, so that whatever a framework compiles or traces
-is made once. A job is a process with adapters of its own that takes group after group, asks all frameworks, compares,
-and collects the evidence of a diagnosis; at the end it concludes on one framework after the other. The findings are
-those of one process, in the same order: no case sees another one's answer.
+The cases are shared out in groups (`refbn.audit.groups`), so that whatever a framework compiles or traces is made
+once. A job is a process with adapters of its own that takes group after group, asks all frameworks, compares, and
+collects the evidence of a diagnosis; at the end it concludes on one framework after the other. The findings are those
+of one process, in the same order: no case sees another one's answer.
 
 Jobs start afresh (*spawn*): a framework's threads do not survive a fork. Since they share the cores, OpenMP's threads
 are told to sleep while there is nothing to do (``OMP_WAIT_POLICY``, unless it is set); by default they spin, for longer
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING
 
 from refbn._errors import RefbnError
 from refbn.audit.diagnosis import Diagnosis, Evidence
-from refbn.audit.runner import Finding, look_at
+from refbn.audit.groups import groups_of
+from refbn.audit.runner import Finding, NotAsked, look_at
 from refbn.audit.selection import Chosen, choose
 
 if TYPE_CHECKING:
     from refbn.audit.cases import Case
     from refbn.audit.runner import Progress
 
-__all__ = ["GROUPS", "MOST", "JobError", "available", "groups_of", "run_jobs"]
+__all__ = ["GROUPS", "MOST", "JobError", "available", "run_jobs"]
 
 MOST = 8
 """How many jobs there are without a word of the user; each one imports the frameworks."""
@@ -47,16 +48,6 @@ def available() -> int:
     return min(cores, MOST)
 
 
-def groups_of(cases: Iterable[Case]) -> list[list[int]]:
-    """Return the places of cases that have norm, operation, shape, formats, ε and the number of steps in common."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for place, case in enumerate(cases):
-        shape = (case.shape[0] * case.repeat, *case.shape[1:])
-        key = (case.norm, case.operation, case.dtype, case.param, shape, case.eps, case.steps)
-        groups.setdefault(key, []).append(place)
-    return list(groups.values())
-
-
 def run_jobs(
     names: Sequence[str],
     pythons: Sequence[str],
@@ -66,6 +57,7 @@ def run_jobs(
     jobs: int,
     progress: Progress | None = None,
     seconds: float | None = None,
+    not_asked: NotAsked | None = None,
 ) -> list[Finding]:
     """Ask in several processes what `runner.run_cases` asks in one, and return the same findings.
 
@@ -83,6 +75,8 @@ def run_jobs(
         As for `run_cases`.
     seconds : float, optional
         As for `Diagnosis`; without it there is no diagnosis.
+    not_asked : mapping, optional
+        As for `run_cases`.
 
     Raises
     ------
@@ -93,7 +87,8 @@ def run_jobs(
     evidence: dict[str, Evidence] = {}
     done = 0
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (names, pythons, timeout, seconds))
+    given = names, pythons, timeout, seconds, not_asked or {}
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _begin, given)
     try:
         asked = {pool.submit(_ask, [cases[p] for p in places]): places for places in groups_of(cases)}
         for future in as_completed(asked):
@@ -126,13 +121,17 @@ def run_jobs(
 
 _chosen = Chosen()
 _diagnosis: Diagnosis | None = None
+_not_asked: NotAsked = {}
 
 
-def _begin(names: Sequence[str], pythons: Sequence[str], timeout: float, seconds: float | None) -> None:
-    global _chosen, _diagnosis
+def _begin(
+    names: Sequence[str], pythons: Sequence[str], timeout: float, seconds: float | None, not_asked: NotAsked
+) -> None:
+    global _chosen, _diagnosis, _not_asked
     threading.Thread(target=_end_with_the_audit, daemon=True).start()
     _chosen = choose(names, pythons, timeout)
     _diagnosis = None if seconds is None else Diagnosis(seconds)
+    _not_asked = {name: frozenset(cases) for name, cases in not_asked.items()}
 
 
 def _end_with_the_audit() -> None:
@@ -145,7 +144,13 @@ def _end_with_the_audit() -> None:
 
 def _ask(cases: Sequence[Case]) -> tuple[list[list[list[Finding]]], dict[str, Evidence]]:
     """Return for each case and each adapter what was found, and the evidence."""
-    found = [[look_at(adapter, case, _diagnosis) for adapter in _chosen.adapters] for case in cases]
+    found = [
+        [
+            [] if case in _not_asked.get(adapter.name, ()) else look_at(adapter, case, _diagnosis)
+            for adapter in _chosen.adapters
+        ]
+        for case in cases
+    ]
     evidence = {} if _diagnosis is None else dict(_diagnosis.evidence)
     if _diagnosis is not None:
         _diagnosis.evidence.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -169,11 +169,15 @@ def mark(findings: Iterable[Finding], deviations: Sequence[Deviation]) -> list[F
     return marked
 
 
-def gone(findings: Sequence[Finding], deviations: Iterable[Deviation]) -> list[Deviation]:
-    """Return the entries of which a run has asked, and that match nothing any more."""
+def gone(findings: Sequence[Finding], deviations: Iterable[Deviation], partly: Collection[str] = ()) -> list[Deviation]:
+    """Return the entries of which a run has asked, and that match nothing any more.
+
+    Of a framework that was asked only a part of the cases, by its name in `partly`, nothing is said: what it was not
+    asked may still show it.
+    """
     return [
         deviation
         for deviation in deviations
-        if any(f.verdict != "unsupported" and deviation.concerns(f) for f in findings)
+        if any(f.verdict != "unsupported" and f.framework not in partly and deviation.concerns(f) for f in findings)
         and not any(deviation.accepts(f) for f in findings)
     ]

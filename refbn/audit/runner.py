@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -31,6 +31,7 @@ __all__ = [
     "Kill",
     "kill_table",
     "look_at",
+    "out_of_scope",
     "run",
     "run_case",
     "run_cases",
@@ -42,6 +43,8 @@ Array = npt.NDArray[Any]
 Answer = dict[str, Array]
 Progress = Callable[[str, int, int], None]
 """Called with a descriptor, how many cases are done and how many there are."""
+NotAsked = Mapping[str, Collection[Case]]
+"""The cases that an adapter, by its name, is not asked."""
 
 FAILURES: frozenset[Verdict] = frozenset({"wrong", "nonfinite", "raises"})
 """The verdicts that make an audit fail."""
@@ -140,17 +143,21 @@ def run_cases(
     cases: Sequence[Case],
     progress: Progress | None = None,
     diagnosis: Diagnosis | None = None,
+    not_asked: NotAsked | None = None,
 ) -> list[Finding]:
     """Ask every adapter every case. Case by case, so that the truth is computed once for all adapters.
 
     The findings come framework by framework, in the order of the cases; with a `diagnosis` those that are off say why.
+    What an adapter is not asked (`refbn.audit.groups`) gives no finding.
     """
     found: list[list[Finding]] = [[] for _ in adapters]
+    untold = [frozenset((not_asked or {}).get(adapter.name, ())) for adapter in adapters]
     for done, case in enumerate(cases):
         if progress is not None:
             progress(str(case), done, len(cases))
-        for findings, adapter in zip(found, adapters, strict=True):
-            findings += look_at(adapter, case, diagnosis)
+        for findings, adapter, left_out in zip(found, adapters, untold, strict=True):
+            if case not in left_out:
+                findings += look_at(adapter, case, diagnosis)
     if progress is not None:
         progress("", len(cases), len(cases))
     whole = [finding for findings in found for finding in findings]
@@ -172,7 +179,7 @@ def run_case(adapter: Adapter, case: Case, answer: MutableMapping[str, Array] | 
 
     The outputs that the findings are about, of the last run if the check has several, are put into `answer`.
     """
-    refusal = _out_of_scope(adapter, case)
+    refusal = out_of_scope(adapter, case)
     if refusal:
         return [_finding(adapter, case, "", Comparison("unsupported", note=refusal))]
     inputs = make_inputs(case)
@@ -269,7 +276,8 @@ def _version(adapter: Any) -> str:
     return adapter.version() or ""
 
 
-def _out_of_scope(adapter: Adapter, case: Case) -> str:
+def out_of_scope(adapter: Adapter, case: Case) -> str:
+    """Return why an adapter cannot be asked a case by what it declares, or nothing."""
     if case.operation not in adapter.operations:
         return f"no {case.operation}"
     if kind_and_groups(case.norm)[0] not in norms_of(adapter):

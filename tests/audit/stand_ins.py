@@ -154,3 +154,22 @@ class Someone(ZOO["bessel-backward"]):
     """A framework with one of the zoo's mistakes, under a name of its own."""
 
     name = "someone"
+
+
+class PerfectCompiling(Perfect):
+    """Compiles for each shape."""
+
+    name = "compiling"
+    compiles = True
+
+
+class Compiling:
+    """Another adapter, which is said to compile for each shape."""
+
+    compiles = True
+
+    def __init__(self, adapter):
+        self.adapter = adapter
+
+    def __getattr__(self, name):
+        return getattr(self.adapter, name)

@@ -133,3 +133,20 @@ def test_the_fast_algorithm_of_standardize_cancels():
     verdicts = {name: run_case(load(name)[0], case)[0].verdict for name in NAMES[1:]}
     assert verdicts["jax-standardize"] == "wrong"
     assert verdicts["jax-standardize-stable"] in ("exact", "accurate", "lossy")
+
+
+def test_nothing_but_the_operation_is_compiled():
+    """The inputs are arrays of NumPy's; a copy that JAX compiles for each shape would take longer than the answer."""
+    adapter, compiled = load("jax")[0], []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for text in ("conditioning:vjp:f32:9x5:offset=3", "conditioning:vjp:f32:9x5:layout=negative,seed=1"):
+            run_case(adapter, parse(text))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1

@@ -19,6 +19,7 @@ STAND_INS = {
     "biased": ("tests.audit.stand_ins:Biased", ()),
     "raising": ("tests.audit.stand_ins:Raising", ()),
     "missing": ("tests.audit.stand_ins:Missing", ()),
+    "compiling": ("tests.audit.stand_ins:PerfectCompiling", ()),
 }
 
 
@@ -65,6 +66,27 @@ def test_an_audit_prints_its_table(capsys):
     assert out.lstrip().startswith("perfect 1.0") and "forward" in out and "\x1b" not in out
     cases = len(all_cases("quick", ["exact"]))
     assert f"perfect: {cases} cases, {4 * cases} findings: {4 * cases} exact" in out
+
+
+def test_a_quick_audit_of_a_framework_that_compiles_says_what_it_was_not_asked(capsys, tmp_path):
+    chosen = ("--quick", "--family", "special", "--family", "structure", "--operation", "vjp", "--json")
+    documents = {}
+    for options in ((), ("--every-case",)):
+        path = tmp_path / f"{len(options)}.json"
+        status, out, _ = run(capsys, "audit", "perfect", "compiling", *options, *chosen, str(path))
+        assert status == 0
+        documents[options] = json.loads(path.read_text(encoding="utf-8"))
+        assert ("compiling was not asked " in out) == (not options) and "perfect was not asked" not in out
+    every = {f["case"] for f in documents["--every-case",]["findings"]}
+    planned = documents[()]
+    perfect, compiling = planned["frameworks"]
+    assert perfect["not_asked"] == perfect["instead"] == [] and planned["cases"] == len(every)
+    asked = {f["case"] for f in planned["findings"] if f["framework"] == "compiling"}
+    assert asked == every - set(compiling["not_asked"]) | set(compiling["instead"]) != every
+    assert {f["case"] for f in planned["findings"] if f["framework"] == "perfect"} == every
+    assert {f["case"] for f in documents["--every-case",]["findings"] if f["framework"] == "compiling"} == every
+    assert cli.main(("audit", "--from-json", str(tmp_path / "0.json"))) == 0
+    assert "compiling was not asked " in capsys.readouterr().out
 
 
 def test_without_a_name_all_that_are_installed_are_audited(capsys):
@@ -260,6 +282,10 @@ def test_a_bad_descriptor(capsys, case):
 )
 def test_a_bad_option(capsys, option):
     assert option[-1] in refused(capsys, "audit", *option)
+
+
+def test_every_case_is_asked_of_a_quick_audit(capsys):
+    assert "--quick alone" in refused(capsys, "audit", "perfect", "--every-case")
 
 
 def test_an_empty_choice(capsys):

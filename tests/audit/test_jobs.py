@@ -7,22 +7,13 @@ from pathlib import Path
 import pytest
 
 from refbn import cli
-from refbn.audit import adapters, jobs
+from refbn.audit import adapters, groups, jobs
 from refbn.audit.diagnosis import Diagnosis
 from refbn.audit.families import all_cases
 from refbn.audit.runner import run_cases
+from tests.audit.stand_ins import Compiling
 
 NAMES = ["zoo-one-pass-variance", "refbn-reference"]
-
-
-def test_groups_share_what_a_framework_compiles_and_leave_no_case_out():
-    cases = all_cases("full")
-    groups = jobs.groups_of(cases)
-    assert sorted(place for group in groups for place in group) == list(range(len(cases)))
-    for group in groups:
-        own = [cases[place] for place in group]
-        assert len({(c.norm, c.operation, c.dtype, c.param, c.count, c.shape[1:], c.eps) for c in own}) == 1
-    assert len(groups) < len(cases)
 
 
 def test_jobs_find_what_one_process_finds():
@@ -36,6 +27,18 @@ def test_jobs_find_what_one_process_finds():
     assert any(finding.explanation for finding in found)
     done = [count for _, count, _ in progress]
     assert done == sorted(done) and done[-1] == len(cases) and {total for *_, total in progress} == {len(cases)}
+
+
+def test_jobs_leave_out_what_one_process_leaves_out():
+    cases = all_cases("quick", ["structure", "special"])
+    alone = [adapter for name in NAMES for adapter in adapters.load(name)]
+    plans = {NAMES[0]: groups.Plan(), NAMES[1]: groups.plan(Compiling(alone[1]), cases)}
+    every, untold = groups.everything(plans, cases)
+    found = jobs.run_jobs(NAMES, [], 60.0, [a.name for a in alone], every, 2, None, None, untold)
+    assert found == run_cases(alone, every, not_asked=untold)
+    assert {f.case for f in found if f.framework == NAMES[0]} == set(map(str, cases))
+    asked = {f.case for f in found if f.framework == NAMES[1]}
+    assert set(map(str, plans[NAMES[1]].instead)) < asked and not set(map(str, plans[NAMES[1]].left_out)) & asked
 
 
 def test_without_seconds_there_is_no_diagnosis():

@@ -94,6 +94,9 @@ def test_what_no_longer_shows_is_reported_if_it_was_asked_for(entry):
     assert known.gone([finding(explanation="another-mistake")], [entry]) == [entry]
     for not_asked in (finding("unsupported"), finding("exact", version="2.14.0"), finding("exact", operation="vjp")):
         assert known.gone([not_asked], [entry]) == []
+    mended = finding("exact", explanation="")
+    assert known.gone([mended], [entry], {mended.framework}) == []  # what it was not asked may still show it
+    assert known.gone([mended], [entry], {"another"}) == [entry]
 
 
 @pytest.mark.parametrize(

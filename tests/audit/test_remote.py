@@ -121,6 +121,7 @@ def test_a_proxy_declares_what_its_adapter_declares(here):
     proxy, adapter = stranger(here, "Stranger", "2"), Stranger("2")
     for name in ("name", "dialect", "operations", "dtypes", "differentiates_statistics", "environment"):
         assert getattr(proxy, name) == getattr(adapter, name)
+    assert not proxy.compiles
     assert proxy.version() == "1.2" and proxy.note == ""
     assert proxy.reproduction("forward", INPUTS) == "answer = {}  # forward of (4, 3, 2)"
     assert here.version == ".".join(map(str, sys.version_info[:3])) and here.numpy == np.__version__

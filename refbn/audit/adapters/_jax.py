@@ -46,6 +46,7 @@ class OnJax:
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
     environment: ClassVar[Mapping[str, str]] = {}
+    compiles = True
 
     def __init__(self) -> None:
         self._compiled: dict[tuple[str, float, float | None], Function] = {}
@@ -116,15 +117,16 @@ class OnJax:
         return dict(self._compiled[key](*self._arguments(operation, inputs)))
 
     def _arguments(self, operation: str, inputs: Inputs) -> tuple[Any, ...]:
-        import jax.numpy as jnp
+        """Return what the operation is a function of; `jnp.asarray` would compile a copy for each shape."""
+        import jax
 
         def arrays(*names: str) -> tuple[Value, ...]:
-            return tuple(jnp.asarray(getattr(inputs, name)) for name in names)
+            return tuple(jax.device_put(getattr(inputs, name)) for name in names)
 
         asked = OPERATIONS[operation]
         if asked in STATE:
             running = arrays("running_mean", "running_var")
-            return *arrays("gamma", "beta"), running, tuple(jnp.asarray(batch) for batch in inputs.batches)
+            return *arrays("gamma", "beta"), running, tuple(map(jax.device_put, inputs.batches))
         names = point_of(asked, moves_statistics=True)
         if asked.composition == "":
             return arrays(*names)

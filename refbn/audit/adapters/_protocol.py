@@ -26,6 +26,7 @@ __all__ = [
     "Inputs",
     "Operation",
     "Unsupported",
+    "compiles",
     "installed",
     "kind_and_groups",
     "norms_of",
@@ -198,6 +199,12 @@ def norms_of(adapter: Any) -> frozenset[str]:
     return declared
 
 
+def compiles(adapter: Any) -> bool:
+    """Return whether an adapter declares that it compiles anew for each operation, shape and format."""
+    declared: bool = getattr(adapter, "compiles", False)
+    return declared
+
+
 def installed(distribution: str) -> str | None:
     """Return a distribution's installed version, or None; nothing is imported for this."""
     try:
@@ -210,7 +217,9 @@ class Adapter(Protocol):
     """One framework's batch norm, and perhaps other norms.
 
     An adapter of more than batch norm has ``norms``, a frozenset of kinds among ``batch``, ``layer``, ``group`` and
-    ``instance``, and looks at `Inputs.norm`.
+    ``instance``, and looks at `Inputs.norm`. One whose framework compiles or traces anew for each operation, shape and
+    format, as its users run it, has ``compiles = True``; what follows from that is not its affair
+    (`refbn.audit.groups`).
     """
 
     name: str

@@ -317,6 +317,7 @@ class KerasJax(_Layer):
     backend = "jax"
     distributions = ("jax",)
     environment: ClassVar[Mapping[str, str]] = {"KERAS_BACKEND": "jax"}
+    compiles = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,14 +338,13 @@ class KerasJax(_Layer):
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:
         import jax
-        from jax import numpy as jnp
 
         layer = self.layer_for(inputs)
         key = operation, layer
         if key not in self._compiled:
             self._compiled[key] = jax.jit(_jax_program(operation, layer))
         answer: dict[str, Tensor] = self._compiled[key](
-            {name: jnp.asarray(getattr(inputs, name)) for name in asked_for(operation)}
+            {name: jax.device_put(getattr(inputs, name)) for name in asked_for(operation)}
         )
         return answer
 

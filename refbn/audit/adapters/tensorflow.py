@@ -50,6 +50,7 @@ class TensorFlow:
     dtypes = frozenset({"float16", "bfloat16", "float32"})
     differentiates_statistics = False
     environment: ClassVar[Mapping[str, str]] = {}
+    compiles = True  # XLA; eagerly, forward mode is traced anew for each op and shape, and its nestings are graphs
     jit_compile: ClassVar[bool] = False
     nests_as_graph: ClassVar[bool] = True
     """Whether nested forward mode runs as a graph."""

@@ -4,7 +4,13 @@ tinygrad has reverse mode alone; gradients are nested as the composition says. T
 ``track_running_stats=False``, and the batch's statistics are those of ``BatchNorm.calc_stats``. Frozen ones are the
 module's running tensors outside of ``Context(TRAINING=1)``, which take part in derivatives.
 
-The device CPU compiles its kernels with clang. A type that this compiler does not know is unsupported here.
+All outputs of an operation are realized at once, as an optimizer realizes its gradients: what they share is scheduled
+and compiled once.
+
+The device CPU compiles its kernels with clang. A type that this compiler does not know is unsupported here. tinygrad
+would compile the kernels of one schedule in a pool of processes, one for each core, that start anew after every few
+kernels; they would take the cores from the audit's own jobs (`refbn.audit.jobs`). So each kernel is compiled in the
+process that asks for it, by the same compiler with the same flags.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ class Tinygrad:
     dtypes = frozenset(f.name for f in FORMATS)
     differentiates_statistics = True
     environment: ClassVar[Mapping[str, str]] = {}
+    compiles = True
 
     def version(self) -> str | None:
         """Return the installed version, or None; tinygrad is not imported for this."""
@@ -50,7 +57,7 @@ class Tinygrad:
         if operation not in self.operations:
             raise Unsupported(f"tinygrad has no forward mode, so no {operation}")
         with _compiler():
-            return {name: _array(tensor) for name, tensor in self._run(operation, inputs).items()}
+            return _arrays(self._run(operation, inputs))
 
     def _run(self, operation: str, inputs: Inputs) -> dict[str, Tensor]:
         if operation in _STATEFUL:
@@ -141,6 +148,8 @@ class Tinygrad:
                     "gradient = along.gradient(*point)",
                 ] * depth
             lines.append(f"answer = dict(zip({tuple(f'd{name}' for name in names)}, gradient))")
+        if "bfloat16" not in (inputs.x.dtype.name, inputs.gamma.dtype.name):  # which NumPy gets as binary32
+            lines.append("Tensor.realize(*answer.values())")
         lines.append("answer = {name: tensor.numpy() for name, tensor in answer.items()}")
         return "\n".join(lines)
 
@@ -185,21 +194,28 @@ def _tensor(array: Array) -> Tensor:
     return Tensor(array)
 
 
-def _array(tensor: Tensor) -> Array:
-    """Return a tensor's values; those of a bfloat16 one come as binary32."""
+def _arrays(answer: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Return the tensors' values, realized at once; NumPy gets bfloat16 as binary32, as by tinygrad's own ``numpy``."""
     from tinygrad import dtypes
 
-    array = np.asarray(tensor.numpy())
-    return array.astype(BFLOAT16.dtype) if tensor.dtype == dtypes.bfloat16 else array
+    half = {name for name, tensor in answer.items() if tensor.dtype == dtypes.bfloat16}
+    told = {name: tensor.float() if name in half else tensor for name, tensor in answer.items()}
+    first, *others = told.values()
+    first.realize(*others)
+    arrays = {name: np.asarray(tensor.numpy()) for name, tensor in told.items()}
+    return {name: array.astype(BFLOAT16.dtype) if name in half else array for name, array in arrays.items()}
 
 
 @contextmanager
 def _compiler() -> Iterator[None]:
     """Turn the compiler's refusal into `Unsupported`: it is too old for a type, which is not tinygrad's affair."""
+    from tinygrad import helpers
     from tinygrad.device import CompileError
 
+    alone = {"PARALLEL": 0} if hasattr(helpers, "PARALLEL") else {}  # older versions have no pool
     try:
-        yield
+        with helpers.Context(**alone):
+            yield
     except (CompileError, CalledProcessError) as error:  # the second: clang as a program, which tinygrad calls itself
         ended = isinstance(error, CalledProcessError)
         words = f"{error.cmd[0]} ends with status {error.returncode}" if ended else str(error).strip()

@@ -257,6 +257,7 @@ class TorchCompile(Torch):
     """
 
     name = "torch-compile"
+    compiles = True
     operations = frozenset({"forward", "vjp", "inference", "vjp_eval"})
 
     def __init__(self, backend: str = "") -> None:

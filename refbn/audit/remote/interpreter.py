@@ -130,6 +130,7 @@ class Remote:
         self.dialect = Dialect(**declared["dialect"])
         self.operations = frozenset(declared["operations"])
         self.norms = frozenset(declared["norms"])
+        self.compiles: bool = declared["compiles"]
         self.dtypes = frozenset(declared["dtypes"])
         self.differentiates_statistics: bool = declared["differentiates_statistics"]
         self.environment: Mapping[str, str] = declared["environment"]

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from refbn._formats import BFLOAT16
-from refbn.audit.adapters._protocol import Adapter, Unsupported, norms_of
+from refbn.audit.adapters._protocol import Adapter, Unsupported, compiles, norms_of
 from refbn.audit.remote import wire
 
 __all__ = ["serve"]
@@ -83,6 +83,7 @@ def _load(adapters: dict[str, Adapter], path: str, arguments: Sequence[str]) -> 
         "dialect": dataclasses.asdict(adapter.dialect),
         "operations": sorted(adapter.operations),
         "norms": sorted(norms_of(adapter)),
+        "compiles": compiles(adapter),
         "dtypes": sorted(dtypes),
         "left_out": sorted(adapter.dtypes - dtypes),
         "differentiates_statistics": adapter.differentiates_statistics,

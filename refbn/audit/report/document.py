@@ -46,7 +46,10 @@ def as_document(run: Run) -> dict[str, Any]:
         "environment": dict(run.environment),
         "depth": run.depth,
         "cases": run.cases,
-        "frameworks": [dataclasses.asdict(f) for f in run.frameworks],
+        "frameworks": [
+            {**dataclasses.asdict(f), "not_asked": list(f.not_asked), "instead": list(f.instead)}
+            for f in run.frameworks
+        ],
         "missing": list(run.missing),
         "findings": [
             {**dataclasses.asdict(f), "worst": None if f.worst is None else list(f.worst), "id": f.id}
@@ -87,12 +90,17 @@ def read(path: Path) -> Run:
         environment=document["environment"],
         depth=document["depth"],
         cases=document["cases"],
-        frameworks=tuple(Framework(**f) for f in document["frameworks"]),
+        frameworks=tuple(_framework(f) for f in document["frameworks"]),
         missing=tuple(document["missing"]),
         findings=tuple(_finding(f) for f in document["findings"]),
         scripts=document["scripts"],
         gone=tuple(document["gone"]),
     )
+
+
+def _framework(found: dict[str, Any]) -> Framework:
+    lists = {name: tuple(found.get(name, ())) for name in ("not_asked", "instead")}  # earlier versions have none
+    return Framework(**{**found, **lists})
 
 
 def _finding(found: dict[str, Any]) -> Finding:

@@ -59,6 +59,10 @@ def _lines(run: Run) -> Iterator[str]:
     for note in dict.fromkeys(f"{f.name}: {f.note}." for f in run.frameworks if f.note):
         yield note
         yield ""
+    for framework in run.frameworks:
+        if framework.not_asked:
+            yield _text(run.left_out(framework)) + "."
+            yield ""
     yield "## Operations and frameworks"
     yield ""
     yield from _matrix(run)
@@ -103,6 +107,13 @@ def _framework(run: Run, framework: Framework) -> Iterator[str]:
     quiet = groups(own, ("dialect", "unsupported"))
     yield from (f"* {group.verdict}, {_cases(group)}: {_text(group.worst.note)}" for group in quiet)
     if quiet:
+        yield ""
+    if framework.not_asked:
+        yield f"<details><summary>{len(framework.not_asked)} cases that were not asked</summary>"
+        yield ""
+        yield from (f"* `{case}`" for case in framework.not_asked)
+        yield ""
+        yield "</details>"
         yield ""
 
 

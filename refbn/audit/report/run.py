@@ -14,8 +14,9 @@ import numpy as np
 from refbn._errors import DomainError
 from refbn._formats import FORMATS
 from refbn.audit.adapters._protocol import OPERATIONS, Adapter
-from refbn.audit.cases import FAMILIES
+from refbn.audit.cases import FAMILIES, parse
 from refbn.audit.compare import VERDICTS, Verdict, worst
+from refbn.audit.groups import Plan
 from refbn.audit.remote.interpreter import Remote
 from refbn.audit.runner import FAILURES, Finding
 
@@ -52,6 +53,11 @@ class Framework:
         Whether it ran in the audit's own process, in another one of the same interpreter, or in another interpreter.
     note : str
         What could not be asked, and why; or nothing.
+    not_asked : tuple of str
+        The descriptors of the cases of this run that it was not asked, since it compiles for each shape
+        (`refbn.audit.groups`); they are no passes.
+    instead : tuple of str
+        Those that it was asked in their place, in other shapes.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Framework:
     python: str
     process: Process = "this"
     note: str = ""
+    not_asked: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -83,7 +91,7 @@ class Run:
     depth : {"quick", "full", "case"}
         Which tables of cases were asked.
     cases : int
-        How many cases each framework was asked.
+        How many cases there were; each framework was asked all of them but its `Framework.not_asked`.
     frameworks : tuple of Framework
         In the order of the findings.
     missing : tuple of str
@@ -111,6 +119,22 @@ class Run:
         """Return the findings of one framework."""
         return [f for f in self.findings if f.framework == framework]
 
+    @property
+    def descriptors(self) -> set[str]:
+        """The cases of the tables, whether all frameworks were asked them or not."""
+        asked = {finding.case for finding in self.findings}
+        untold = (case for framework in self.frameworks for case in framework.not_asked)
+        return asked.union(untold).difference(*(framework.instead for framework in self.frameworks))
+
+    def left_out(self, framework: Framework) -> str:
+        """Return in words how much a framework was not asked; nothing if it was asked everything."""
+        if not framework.not_asked:
+            return ""
+        return (
+            f"{framework.name} was not asked {len(framework.not_asked)} of the {self.cases} cases, since it compiles "
+            f"for each shape, but {len(framework.instead)} of them in another shape; --every-case asks them all"
+        )
+
     def command(self, finding: Finding) -> str:
         """Return the command that asks a finding's case again."""
         asked = next((f.asked for f in self.frameworks if f.name == finding.framework), finding.framework)
@@ -126,6 +150,7 @@ def make_run(
     missing: Iterable[str] = (),
     scripts: Mapping[str, str] | None = None,
     gone: Iterable[object] = (),
+    plans: Mapping[str, Plan] | None = None,
 ) -> Run:
     """Return the run that has just ended."""
     return Run(
@@ -139,7 +164,7 @@ def make_run(
         },
         depth=depth,
         cases=cases,
-        frameworks=tuple(_framework(adapter) for adapter in adapters),
+        frameworks=tuple(_framework(adapter, (plans or {}).get(adapter.name, Plan())) for adapter in adapters),
         missing=tuple(missing),
         findings=tuple(findings),
         scripts=dict(scripts or {}),
@@ -163,7 +188,7 @@ def merge(runs: Sequence[Run]) -> Run:
                 raise DomainError(
                     f"from_json: {what} is {one!r} in one run and {other!r} in another", argument="from_json"
                 )
-        if {f.case for f in run.findings} != {f.case for f in first.findings}:
+        if run.descriptors != first.descriptors:
             raise DomainError("from_json: the runs have not asked the same cases", argument="from_json")
     frameworks = [framework for run in runs for framework in run.frameworks]
     names = [framework.name for framework in frameworks]
@@ -201,20 +226,41 @@ def part(
         words = "from_json: no finding has this combination of family, operation and dtype"
         raise DomainError(words, argument="from_json")
     ids = {finding.id for finding in findings}
+
+    def chosen(descriptor: str) -> bool:
+        case = parse(descriptor)
+        return case.family in family and case.operation in operation and case.format.name in dtypes
+
+    frameworks = tuple(
+        dataclasses.replace(
+            framework,
+            not_asked=tuple(filter(chosen, framework.not_asked)),
+            instead=tuple(filter(chosen, framework.instead)),
+        )
+        for framework in run.frameworks
+    )
+    remaining = dataclasses.replace(run, frameworks=frameworks, findings=findings)
     return dataclasses.replace(
-        run,
-        cases=len({f.case for f in findings}),
-        findings=findings,
+        remaining,
+        cases=len(remaining.descriptors),
         scripts={name: script for name, script in run.scripts.items() if name in ids},
     )
 
 
-def _framework(adapter: Adapter) -> Framework:
-    name, version, dialect = adapter.name, adapter.version() or "", adapter.dialect.name
+def _framework(adapter: Adapter, plan: Plan) -> Framework:
+    found = Framework(
+        adapter.name,
+        adapter.version() or "",
+        adapter.dialect.name,
+        platform.python_version(),
+        not_asked=tuple(map(str, plan.left_out)),
+        instead=tuple(map(str, plan.instead)),
+    )
     if not isinstance(adapter, Remote):
-        return Framework(name, version, dialect, platform.python_version())
+        return found
     there = adapter.interpreter
-    return Framework(name, version, dialect, there.version, "own" if there.is_this else "other", adapter.note)
+    process: Process = "own" if there.is_this else "other"
+    return dataclasses.replace(found, python=there.version, process=process, note=adapter.note)
 
 
 def fails(finding: Finding) -> bool:

@@ -57,18 +57,19 @@ _KEY = "ok: accurate 路 dial.: dialect 路 NONF: nonfinite 路 RAISE: raises 路 鈥
 
 def print_report(run: Run, console: Console) -> None:
     """Print each framework's table of operations 脳 families and what is worse than accurate, then a matrix of all."""
-    frameworks = [(f.name, f.note, own) for f in run.frameworks if (own := run.of(f.name))]
-    for _, note, own in frameworks:
+    frameworks = [(f, own) for f in run.frameworks if (own := run.of(f.name))]
+    for framework, own in frameworks:
         console.print()
         console.print(_table(own, console.width))
         if console.width < _WIDE:
             console.print(_KEY)
-        if note:
-            _line(console, Text(note, "dim"))
+        for note in (framework.note, run.left_out(framework)):
+            if note:
+                _line(console, Text(note, "dim"))
         _print_details(run, own, console)
         _print_count(own, console)
     if len(frameworks) > 1:
-        _print_matrix(run, [name for name, _, _ in frameworks], console)
+        _print_matrix(run, [framework.name for framework, _ in frameworks], console)
     if run.missing:
         console.print()
         _line(console, Text(f"not installed, so not audited: {', '.join(run.missing)}", "dim"))

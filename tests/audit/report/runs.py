@@ -87,7 +87,15 @@ def rich_run():
     frameworks = (
         Framework("frame", "9", "torch", "3.12.1"),
         Framework("calm", "1.0", "keras", "3.13.0", "other", "bfloat16 is not asked: ml_dtypes is not installed there"),
-        Framework("loose", "2", "flax", "3.12.1", "own"),
+        Framework(
+            "loose",
+            "2",
+            "flax",
+            "3.12.1",
+            "own",
+            not_asked=("shape:vjp:f32:2x3", "conditioning:jvp:f32:32x4:offset=100"),
+            instead=("conditioning:jvp:f32:4x3x5:offset=100",),
+        ),
     )
     return run_of(
         findings,

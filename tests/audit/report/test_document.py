@@ -44,7 +44,8 @@ def test_the_schema_and_the_code_have_the_same_words():
     assert set(definitions["finding"]["required"]) == {*Finding.__dataclass_fields__, "id"}
     assert set(definitions["finding"]["properties"]) == {*Finding.__dataclass_fields__, "id"}
     framework = schema["properties"]["frameworks"]["items"]
-    assert set(framework["required"]) == set(framework["properties"]) == set(Framework.__dataclass_fields__)
+    assert set(framework["properties"]) == set(Framework.__dataclass_fields__)
+    assert set(framework["properties"]) - set(framework["required"]) == {"not_asked", "instead"}
     assert set(schema["required"]) == set(schema["properties"]) == set(saved())
 
 
@@ -56,6 +57,15 @@ def test_what_is_read_is_what_was_written(tmp_path, run):
     assert again == dataclasses.replace(run, environment=dict(run.environment))
     document.write_json(tmp_path / "again.json", document.as_document(again))
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_a_run_of_an_earlier_version_left_nothing_out(tmp_path):
+    path = tmp_path / "audit.json"
+    old = saved()
+    for framework in old["frameworks"]:
+        del framework["not_asked"], framework["instead"]
+    path.write_text(json.dumps(old), encoding="utf-8")
+    assert document.read(path).frameworks == RUN.frameworks
 
 
 def test_a_compressed_file_holds_the_same_bytes(tmp_path):

@@ -62,5 +62,8 @@ def test_a_failure_tells_everything_and_stays_xml():
         assert text in failure.text
     raised = next(t for t in root.iter("testcase") if t.get("classname") == "frame.shape.rev").find("failure").text
     assert "<script>alert(1)</script>" in raised and "\x00" not in raised and "\x1b" not in raised
+    not_asked = [t for t in root.find("testsuite[@name='loose']").iter("testcase") if t.find("skipped") is not None]
+    assert [t.get("name") for t in not_asked] == ["shape:vjp:f32:2x3", "conditioning:jvp:f32:32x4:offset=100"]
+    assert "compiles for each shape" in not_asked[0].find("skipped").get("message")
     skipped = [t.get("name") for t in root[-1]]
     assert skipped == ["tensorstream", "<caffe>"] and root[-1].get("name") == "not installed"

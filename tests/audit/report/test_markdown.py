@@ -32,6 +32,8 @@ def test_findings_tell_everything():
     assert "````python\nimport numpy as np" in TEXT  # a longer fence, as the script holds one
     assert "Not installed, so not audited: tensorstream, " in TEXT and "bfloat16 is not asked" in TEXT
     assert "Known deviation that no longer shows: frame: rev dx, mended in 9" in TEXT
+    assert "loose was not asked 2 of the " in TEXT and "<summary>2 cases that were not asked</summary>" in TEXT
+    assert "* `conditioning:jvp:f32:32x4:offset=100`" in TEXT
     assert "* dialect, 1 case: matches running\\_var with m" in TEXT
     assert "Nothing is worse than accurate." in TEXT
 

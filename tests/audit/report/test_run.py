@@ -7,10 +7,12 @@ import pytest
 from refbn._errors import DomainError
 from refbn.audit import diagnosis
 from refbn.audit.adapters._protocol import Unsupported
+from refbn.audit.cases import parse
+from refbn.audit.groups import Plan
 from refbn.audit.remote.interpreter import Interpreter
-from refbn.audit.report.run import by_operation, fails, groups, make_run, merge, part, scripts
+from refbn.audit.report.run import Framework, by_operation, fails, groups, make_run, merge, part, scripts
 from refbn.audit.runner import FAILURES
-from tests.audit.report.runs import ADAPTERS, FINDINGS, RUN, one, run_of
+from tests.audit.report.runs import ADAPTERS, CASES, FINDINGS, RUN, one, run_of
 
 
 def test_only_what_is_wrong_and_not_known_fails():
@@ -80,6 +82,15 @@ def test_a_real_script_is_written(tmp_path):
     compile(text, "script", "exec")
 
 
+def test_frameworks_say_what_they_were_not_asked():
+    first, third = CASES[0], CASES[2]
+    plans = {"perfect": Plan((parse(first),), (parse(third),)), "biased": Plan()}
+    run = make_run([], ADAPTERS[:2], "quick", 2, "0.1", plans=plans)
+    perfect, other = run.frameworks
+    assert (perfect.not_asked, perfect.instead) == ((first,), (third,)) and other.not_asked == other.instead == ()
+    assert run.left_out(other) == "" and "perfect was not asked 1 of the 2 cases" in run.left_out(perfect)
+
+
 def test_frameworks_say_where_they_ran(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     here = ".".join(map(str, sys.version_info[:3]))
@@ -107,6 +118,18 @@ def test_runs_of_several_frameworks_become_one():
     assert whole.missing == ("d",) and whole.gone == ("x",) and whole.date == second.date
     assert whole.scripts == first.scripts and whole.cases == first.cases
     assert merge([first]) == first
+
+
+def test_what_one_framework_was_not_asked_belongs_to_the_run():
+    here, elsewhere = (one("exact", "vjp", framework=name) for name in "ab")
+    moved = dataclasses.replace(elsewhere, case="shape:vjp:f32:4x3", dtype="float32")
+    left_out = Framework("b", "9", "flax", "3.12.1", not_asked=(elsewhere.case,), instead=(moved.case,))
+    whole = merge([run_of([here]), run_of([moved], frameworks=(left_out,))])
+    assert whole.descriptors == {here.case} and whole.cases == 1
+    assert part(whole, operation=["vjp"]).frameworks[1] == left_out
+    assert part(merge([run_of([here, one("exact", framework="a")])]), operation=["forward"]).cases == 1
+    only = part(dataclasses.replace(whole, findings=(one("exact", framework="a"), moved)), operation=["forward"])
+    assert only.frameworks[1].not_asked == only.frameworks[1].instead == ()
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_explanations_smallest_cases_threads_and_known_ones_are_told():
     assert re.search(r"rev_fwd dx  wrong, known  1 case", text)
     assert HOSTILE.split("\x00")[0].strip() in text
     assert "bfloat16 is not asked" in text
+    assert "loose was not asked 2 of the " in text and "but 1 of them in another shape; --every-case" in text
     assert "not installed, so not audited: tensorstream, <caffe>" in text
 
 
