@@ -621,7 +621,9 @@ static void refbn_make_sums(refbn_job *job, const refbn_traits *is, refbn_ascent
     for (int k = 0; k < units; k++) {
         refbn_solution *s = &band[k].s;
         band[k].moments = moments;
-        if (s->scaled || band[k].better || !s->dispensable[0] || (is->g && !s->dispensable[1]) || (is->u && !s->dispensable[2])) {
+        const int dispensable =
+            s->dispensable[0] && (!is->g || s->dispensable[1]) && (!is->u || s->dispensable[2]);
+        if (s->scaled || band[k].better || !dispensable) {
             s->sums = REFBN_CENTERED;
             continue;
         }

@@ -301,8 +301,8 @@ static REFBN_INLINE void refbn_add_biased(const int wanted, const refbn_v *t, re
 }
 
 /* The chains that `wanted` names, of the vectors of columns from `first` to `last`. */
-static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *const *in, const refbn_tile *tile, int column,
-                                          const int wanted, refbn_chain (*sum)[2], const int first,
+static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *const *in, const refbn_tile *tile,
+                                          int column, const int wanted, refbn_chain (*sum)[2], const int first,
                                           const int last)
 {
     enum { OF_X = 1 << REFBN_T | 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT };
@@ -356,9 +356,9 @@ static REFBN_INLINE void refbn_run_chains(const int format, const refbn_rows *co
 }
 
 /* The same from a bias on. Returns whether something exceeds its limit; then nothing is added to the totals. */
-static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *const *in, const refbn_tile *tile, int part,
-                                         int column, refbn_totals *totals, int lane, int by_groups, const int moments,
-                                         const int g, const int u)
+static REFBN_INLINE int refbn_sum_biased(const int format, const refbn_rows *const *in, const refbn_tile *tile,
+                                         int part, int column, refbn_totals *totals, int lane, int by_groups,
+                                         const int moments, const int g, const int u)
 {
     enum { PRODUCTS = 1 << REFBN_TT | 1 << REFBN_GT | 1 << REFBN_UT | 1 << REFBN_UG };
     static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
@@ -453,8 +453,8 @@ static REFBN_INLINE void refbn_add_brief(const refbn_v *t, refbn_v *sum, refbn_v
 }
 
 /* The wanted sums of a tile by elements, in short chains. */
-static REFBN_INLINE void refbn_sum_brief(const refbn_rows *const *in, const refbn_tile *tile, refbn_totals *totals, int lane,
-                                         const int moments, const int g, const int u)
+static REFBN_INLINE void refbn_sum_brief(const refbn_rows *const *in, const refbn_tile *tile, refbn_totals *totals,
+                                         int lane, const int moments, const int g, const int u)
 {
     static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
     enum { SIZE = 4, VECTORS = REFBN_ROW / REFBN_WIDTH };
@@ -548,8 +548,9 @@ static REFBN_INLINE void refbn_sum_brief(const refbn_rows *const *in, const refb
 
 /* The wanted sums of two vectors of columns of a tile by groups, in short chains: one for REFBN_BRIEFLY rows, and one
  * of these, which goes on from strip to strip. */
-static REFBN_INLINE void refbn_sum_brief_by_groups(const refbn_rows *const *in, const refbn_tile *tile, int part, int column,
-                                                   refbn_totals *totals, const int moments, const int g, const int u)
+static REFBN_INLINE void refbn_sum_brief_by_groups(const refbn_rows *const *in, const refbn_tile *tile, int part,
+                                                   int column, refbn_totals *totals, const int moments,
+                                                   const int g, const int u)
 {
     static const int squares[3] = {REFBN_TT, REFBN_GG, REFBN_UU};
     enum { SIZE = 4 };
@@ -616,8 +617,8 @@ static REFBN_INLINE void refbn_sum_brief_by_groups(const refbn_rows *const *in, 
 
 /* Raise limits so that they are well above the first `rows` rows of each run, from `column` on for `width` columns;
  * but not beyond what the chains can take. */
-static void refbn_raise_limits(int format, const refbn_rows *const *in, const refbn_tile *tile, int rows, int column, int width,
-                               refbn_totals *totals, int lane, int by_groups, const int *wanted)
+static void refbn_raise_limits(int format, const refbn_rows *const *in, const refbn_tile *tile, int rows, int column,
+                               int width, refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
     const int size = format == REFBN_F32 ? 4 : 8;
     for (int k = 0; k < 3; k++)
@@ -672,8 +673,8 @@ static void refbn_sum_columns(int mode, int format, const refbn_rows *const *in,
 #undef REFBN_VARIANT
 }
 
-static int refbn_sum_columns_biased(int format, const refbn_rows *const *in, const refbn_tile *tile, int part, int column,
-                                    refbn_totals *totals, int lane, int by_groups, const int *wanted)
+static int refbn_sum_columns_biased(int format, const refbn_rows *const *in, const refbn_tile *tile, int part,
+                                    int column, refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
 #define REFBN_VARIANT(m, g, u)                                                                              \
     case 4 * m + 2 * g + u:                                                                                 \

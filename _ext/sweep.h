@@ -68,7 +68,8 @@ static REFBN_INLINE int refbn_run_length(const refbn_tile *tile) { return tile->
 /* With padding. */
 static REFBN_INLINE int refbn_numbers_of(const refbn_tile *tile) { return tile->runs * refbn_run_length(tile); }
 
-/* A run's rows are taken a few at a time; its tail goes with the last ones. Such blocks are counted through all runs. */
+/* A run's rows are taken a few at a time; its tail goes with the last ones. Such blocks are counted through all
+ * runs. */
 static REFBN_INLINE int refbn_blocks_of_run(const refbn_tile *tile) { return (tile->rows + REFBN_FEW - 1) / REFBN_FEW; }
 
 static inline refbn_tile refbn_block(const refbn_tile *tile, int index)
