@@ -847,6 +847,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "versions": report.versions(),
             "seed": arguments.seed,
+            "random outputs, runs, steps": [arguments.outputs, arguments.number, arguments.steps],
             "builds": list(arguments.builds),
             "bounds": sum(found.bounds.values()),
             "infinite bounds": sum(found.unclaimed.values()),
