@@ -616,7 +616,8 @@ static REFBN_INLINE void refbn_sum_brief_by_groups(const refbn_rows *const *in, 
 }
 
 /* Raise limits so that they are well above the first `rows` rows of each run, from `column` on for `width` columns;
- * but not beyond what the chains can take. */
+ * but not beyond what the chains can take. A chain's squares are to stay below half of the limit's: a lane by groups
+ * knows few numbers, one by elements those of all lanes. */
 static void refbn_raise_limits(int format, const refbn_rows *const *in, const refbn_tile *tile, int rows, int column,
                                int width, refbn_totals *totals, int lane, int by_groups, const int *wanted)
 {
@@ -632,7 +633,7 @@ static void refbn_raise_limits(int format, const refbn_rows *const *in, const re
                         refbn_abs(refbn_take(format, data + (row < tile->rows ? at : tail.at) * size, 0));
                     largest = refbn_select((refbn_vi)(magnitude > largest), magnitude, largest);
                 }
-            const refbn_v above = 8.0 * refbn_power_below(largest);
+            const refbn_v above = (by_groups ? 32.0 : 8.0) * refbn_power_below(largest);
             const refbn_v limit = refbn_select((refbn_vi)(largest <= 0x1p170), above, (refbn_v){0});
             if (by_groups) {
                 double *to = totals->limit[k] + at;
