@@ -979,7 +979,7 @@ static uint64_t refbn_write_tensor(refbn_work *work, int which, refbn_trials *tr
             undecided = refbn_enclose(work, which, 0, &out, NULL) | s->hopeless[which] >> work->turn.lane;
         if (!placed)
             refbn_write_tile(job->call, unit, &work->piece, output, encoded);
-        return refbn_fold(unit, undecided) & every;
+        return refbn_fold(unit, undecided);
     }
     refbn_ends ends;
     uint64_t undecided = refbn_enclose(work, which, s->twofold, NULL, &ends);
